@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What takes longer than a change should wait for: the tests that compute, with the kernels of a processor that has no more
-# than AVX2; chaos; the simulated cluster; and bench/gpu.sh on the CPU. The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
+# than AVX2; chaos; trackers; the simulated cluster; and bench/gpu.sh on the CPU. The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -43,7 +43,7 @@ part() {
     local started=$SECONDS
     "$@" >"$log" 2>&1 || { status=failed; failed=1; tail -n 40 "$log"; }
     local last
-    last=$(grep -E 'Summary|tests run:|failover_seconds|schedules from|gpu:|test result:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
+    last=$(grep -E 'Summary|tests run:|[0-9]+ passed|failover_seconds|schedules from|gpu:|test result:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
     printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
     rm -f "$log"
     record
@@ -62,6 +62,7 @@ part "tests that compute, kernels that every processor has" env MKL_CBWR=COMPATI
 part "chaos" "$programs/chaos"
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="$programs" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
+part "trackers and the Hub, with their own packages" env CRESCENDO_BIN="$programs" scripts/track_test.sh
 part "upgrade and rollback with an earlier version" make upgrade-test
 part "$SCHEDULES schedules of queues" env PROPTEST_CASES="$SCHEDULES" \
     cargo test --profile simulation -p crescendo-core --test queues jobs_of_all_queues

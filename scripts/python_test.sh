@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the Python client (python/), installs its wheel and tests it with the real grpcio: tests/python. Arguments go to
 # pytest. With CRESCENDO_BIN set to a folder of built binaries, against a real cluster on this machine; without it, only
-# what needs none.
+# what needs none. With `--trackers` as its first argument only what trackers and the Hub are told, in an environment that
+# has MLflow, wandb and huggingface_hub, some 700 MB: scripts/track_test.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,9 +23,18 @@ environment() {
     mv "$1/wheels.part" "$1/wheels"
 }
 
-venv=$(deps_folder)/python-venv
+if [ "${1:-}" = --trackers ]; then
+    shift
+    venv=$(deps_folder)/track-venv
+    requirements=tests/python/track-requirements.txt
+    tests=(tests/python/test_track.py tests/python/test_trackers.py tests/python/test_push.py)
+else
+    venv=$(deps_folder)/python-venv
+    requirements=tests/python/requirements.txt
+    tests=(tests/python)
+fi
 build=$(deps_folder)/python-build-venv
-environment "$venv" tests/python/requirements.txt
+environment "$venv" "$requirements"
 # What generates the messages is older than what runs them.
 environment "$build" tests/python/build-requirements.txt
 
@@ -40,4 +50,4 @@ purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$dist"/*.whl
 
 export CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python CRESCENDO_PYTHON_TOOLS=$venv
-"$dist/venv/bin/python" -m pytest -q -p no:cacheprovider tests/python "$@"
+"$dist/venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}" "$@"

@@ -65,7 +65,7 @@ pub enum Command {
     /// List jobs, newest first.
     Jobs(JobsArgs),
     /// Show one job with its stages.
-    Get(JobArgs),
+    Get(GetArgs),
     /// Show what differs in the specs of jobs, and what came of each.
     Compare(CompareArgs),
     /// Explain why a job waits, or failed, and what it would take.
@@ -352,6 +352,15 @@ pub struct CompareArgs {
     /// `crescendo up` runs, or through the controller].
     #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
     pub object_store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Show the fields of its spec that are not at their defaults, and what they would be.
+    #[arg(long)]
+    pub stated: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,7 +16,6 @@
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`relay`] | files on their way from curators to people, beside the engine |
 //! | [`curves`] | the numbers of steps, as ranks report them and as checkpoints keep them |
-//! | [`own_fields`] | what a spec says that is not its default |
 //! | [`page`] | the web page's files, beside gRPC |
 //! | [`collections`], [`deletions`] | leftovers in the object store, and files of deleted jobs, which curators find and remove |
 //! | [`webhooks`] | other systems are told that jobs have ended |
@@ -45,7 +44,6 @@ pub mod http_client;
 pub mod leadership;
 pub mod logs;
 pub mod metrics;
-pub mod own_fields;
 pub mod page;
 pub mod pending_time;
 pub mod relay;

@@ -157,6 +157,7 @@ async fn train(controllers: Controllers, seen: Shared, stop: CancellationToken) 
                     }
                 }
                 Command::DrainAttempt(_)
+                | Command::RescueAttempt(_)
                 | Command::UpdateCurators(_)
                 | Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)

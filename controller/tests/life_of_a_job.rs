@@ -538,3 +538,22 @@ async fn what_it_does_can_be_scraped() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_spec_comes_with_what_is_not_at_its_default() -> anyhow::Result<()> {
+    let controller = Controller::start().await?;
+    let job_id = controller.submit_job("r-1").await?.job_id;
+    let request = v1::GetSpecRequest { job_id: job_id.clone() };
+    let v1::GetSpecResponse { spec_yaml, stated_fields } =
+        controller.jobs().get_spec(request).await?.into_inner();
+    assert!(spec_yaml.contains("minGpus: 2") && spec_yaml.contains("seed: "), "{spec_yaml}");
+    let of = |path: &str| stated_fields.iter().find(|field| field.path == path).cloned();
+    let gpus =
+        v1::StatedField { path: "spec.resources.gpus".into(), value: "2".into(), default_value: "1".into() };
+    assert_eq!(of("spec.resources.gpus"), Some(gpus));
+    assert_eq!(of("spec.stages[0].data.subjects").map(|field| field.default_value), Some(String::new()));
+    assert_eq!(of("spec.seed"), None, "it is at its default");
+    let unknown = controller.jobs().get_spec(v1::GetSpecRequest { job_id: "no".into() }).await;
+    assert_eq!(unknown.expect_err("there is none").code(), Code::NotFound);
+    Ok(())
+}

@@ -130,6 +130,7 @@ impl Node {
                 Command::StartAttempt(_)
                 | Command::StopAttempt(_)
                 | Command::DrainAttempt(_)
+                | Command::RescueAttempt(_)
                 | Command::UpdateCurators(_) => {
                     tracing::warn!("a command for trainers came to a curator");
                 }

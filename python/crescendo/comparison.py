@@ -157,7 +157,7 @@ def compare(jobs: Sequence[Job], endings: Mapping[tuple[str, str], Ending], unre
 
 def _figures(job: Job, spec: object, endings: Mapping[tuple[str, str], Ending]) -> JobFigures:
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
-    flat = dict(_leaves("", spec))
+    flat = dict(leaves("", spec))
 
     def figures(at: int, stage: Stage) -> StageFigures:
         loss, grad_norm, samples_per_sec = stage.loss, stage.grad_norm, stage.samples_per_sec
@@ -190,7 +190,7 @@ def _figures(job: Job, spec: object, endings: Mapping[tuple[str, str], Ending]) 
 
 def differences(specs: Sequence[object]) -> tuple[Difference, ...]:
     """The leaves in which specs differ, in the order of the first spec that has them."""
-    leaves = [dict(_leaves("", spec)) for spec in specs]
+    leaves = [dict(leaves("", spec)) for spec in specs]
     paths = dict.fromkeys(path for one in leaves for path in one)
     rows = [Difference(path, tuple(one.get(path, ABSENT) for one in leaves)) for path in paths]
     return tuple(row for row in rows if any(not _same(value, row.values[0]) for value in row.values[1:]))
@@ -201,14 +201,14 @@ def _same(left: object, right: object) -> bool:
     return left == right and isinstance(left, bool) == isinstance(right, bool)
 
 
-def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
+def leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
     """Every scalar with its path. What is empty is a leaf too, or it could not be told from what is absent."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
-            yield from _leaves(f"{path}.{name}" if path else str(name), inner)
+            yield from leaves(f"{path}.{name}" if path else str(name), inner)
     elif isinstance(value, list) and value:
         for at, inner in enumerate(value):
-            yield from _leaves(f"{path}[{at}]", inner)
+            yield from leaves(f"{path}[{at}]", inner)
     else:
         yield path, value
 

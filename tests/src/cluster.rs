@@ -412,6 +412,13 @@ impl Cluster {
         signal(pid, libc::SIGSTOP)
     }
 
+    /// A trainer's whole machine stands still, or goes on: its connections stay open, and nothing comes from it.
+    pub fn machine_stands_still(&self, trainer: usize, still: bool) -> Result<()> {
+        let ranks = self.rank_pids(trainer)?;
+        self.trainers[trainer].stand_still(still)?;
+        ranks.into_iter().try_for_each(|pid| signal(pid, if still { libc::SIGSTOP } else { libc::SIGCONT }))
+    }
+
     fn processes(&self) -> impl Iterator<Item = &Process> {
         std::iter::once(&self.controller).chain(&self.standbys).chain(&self.curators).chain(&self.trainers)
     }

@@ -16,6 +16,7 @@ pub mod data;
 pub mod event_files;
 pub mod fetch;
 pub mod history;
+pub mod hyper_parameters;
 pub mod link;
 pub mod plan;
 pub mod position_log;

@@ -1,5 +1,6 @@
 //! A stage's event files under a TensorBoard that is open while they grow: the program itself, with its default settings.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use crescendo_trainer_node::rank::event_files::EventFiles;
 use crescendo_trainer_node::rank::history::{History, StepRecord};
+use crescendo_trainer_node::rank::hyper_parameters::HyperParameter;
+use crescendo_trainer_node::rank::tfevents::Run;
 use object_store::ObjectStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::sleep;
@@ -54,26 +57,63 @@ impl TensorBoard {
         }
     }
 
-    /// Steps and values of the loss of a run; empty while there is none.
-    async fn curve(&self, run: &str) -> Vec<(u64, f64)> {
+    /// What it answers; nothing while it does not.
+    async fn ask(&self, path: &str) -> Option<serde_json::Value> {
         let asked = async {
             let address = format!("127.0.0.1:{}", self.port);
             let mut stream = tokio::net::TcpStream::connect(&address).await?;
-            let run = run.replace('/', "%2F");
-            let path = format!("/data/plugin/scalars/scalars?run={run}&tag=train%2Floss");
             let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             std::io::Result::Ok(answer)
         };
-        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(10), asked).await else {
-            return Vec::new();
-        };
-        let Some((_, body)) = answer.split_once("\r\n\r\n") else { return Vec::new() };
+        let answer = tokio::time::timeout(Duration::from_secs(10), asked).await.ok()?.ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        serde_json::from_str(body).ok()
+    }
+
+    /// Steps and values of the loss of a run; empty while there is none.
+    async fn curve(&self, run: &str) -> Vec<(u64, f64)> {
+        let run = run.replace('/', "%2F");
+        let asked = self.ask(&format!("/data/plugin/scalars/scalars?run={run}&tag=train%2Floss")).await;
         // Time, step, value.
-        let points: Vec<(f64, u64, f64)> = serde_json::from_str(body).unwrap_or_default();
+        let points: Vec<(f64, u64, f64)> =
+            asked.and_then(|answer| serde_json::from_value(answer).ok()).unwrap_or_default();
         points.into_iter().map(|(_, step, value)| (step, value)).collect()
+    }
+
+    /// The plugin's table, once it has so many rows: of each its hyper-parameters, how it ended, and its last loss.
+    async fn table(&self, rows: usize) -> Vec<(serde_json::Value, String, f64)> {
+        // The statuses that are asked for, and the metric: a request without them gets neither.
+        let request = "%7B%22allowedStatuses%22%3A%5B0%2C1%2C2%2C3%5D%2C%22sliceSize%22%3A99%2C%22colParams%22%3A\
+            %5B%7B%22metric%22%3A%7B%22tag%22%3A%22train%2Floss%22%2C%22group%22%3A%22%22%7D%7D%5D%7D";
+        let path = format!("/data/plugin/hparams/session_groups?request={request}");
+        let mut seen = None;
+        let shown = async {
+            loop {
+                seen = self.ask(&path).await;
+                let groups = seen.as_ref().and_then(|seen| seen["sessionGroups"].as_array()).cloned();
+                let of = |group: &serde_json::Value| {
+                    let session = &group["sessions"][0];
+                    let loss = session["metricValues"]
+                        .as_array()?
+                        .iter()
+                        .find(|value| value["name"]["tag"] == "train/loss")?;
+                    let status = session["status"].as_str().unwrap_or("STATUS_UNKNOWN").to_owned();
+                    Some((group["hparams"].clone(), status, loss["value"].as_f64()?))
+                };
+                let found: Vec<_> = groups.iter().flatten().filter_map(of).collect();
+                if found.len() == rows {
+                    return found;
+                }
+                sleep(Duration::from_millis(300)).await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, shown).await {
+            Ok(found) => found,
+            Err(_) => panic!("not {rows} rows: {seen:?}"),
+        }
     }
 
     /// Waits until the curves of all `runs` are these.
@@ -129,7 +169,8 @@ async fn a_curve_grows_while_it_is_looked_at() {
     let checkpoint = async |losses: &[f64]| {
         for (way, files) in &ways {
             let folder = format!("jobs/{way}/tensorboard");
-            files.write(&folder, losses.len() as u64, history(losses), 8).await.expect("write the events");
+            let (step, run) = (losses.len() as u64, Arc::new(Run::default()));
+            files.write(&folder, step, history(losses), &run, false).await.expect("write the events");
         }
     };
     checkpoint(&[4.0, 3.5]).await;
@@ -151,4 +192,49 @@ async fn a_curve_grows_while_it_is_looked_at() {
     let longer = [4.0, 3.5, 3.0, 2.5, 1.5, 1.25, 1.0];
     checkpoint(&longer).await;
     board.shows(&runs, &curve(&longer)).await;
+}
+
+#[tokio::test]
+async fn runs_are_rows_of_a_table_with_what_they_are_trained_with() {
+    let root = tempfile::tempdir().expect("a folder");
+    let url = format!("file://{}", root.path().display());
+    let store: Arc<dyn ObjectStore> = crescendo_node::objects::open(&url).expect("open the store");
+    let ways = [("a", EventFiles::of(&url, &store), 1e-4), ("b", EventFiles::Bucket(store.clone()), 8e-5)];
+    for (name, files, rate) in &ways {
+        let hyper_parameters = BTreeMap::from([
+            ("train.learningRate".to_owned(), HyperParameter::Number(*rate)),
+            ("data.source".to_owned(), HyperParameter::Text("compose".into())),
+            ("model.frozen".to_owned(), HyperParameter::Truth(true)),
+            // Only one of them has it: the others have an empty cell.
+            (format!("only.{name}"), HyperParameter::Number(1.0)),
+        ]);
+        let run = Arc::new(Run { global_batch: 8, hyper_parameters });
+        for (losses, is_last) in [(&[4.0, 3.5][..], false), (&[4.0, 3.5, 3.0], *name == "b")] {
+            let folder = format!("jobs/{name}/tensorboard");
+            files.write(&folder, losses.len() as u64, history(losses), &run, is_last).await.expect("written");
+        }
+    }
+    let Some(board) = TensorBoard::start_or_skip(&root.path().join("jobs")) else { return };
+    board.shows(&["a/tensorboard", "b/tensorboard"], &curve(&[4.0, 3.5, 3.0])).await;
+    let mut rows = board.table(2).await;
+    rows.sort_by(|one, other| other.1.cmp(&one.1));
+    let of = |row: &(serde_json::Value, String, f64), name: &str| row.0[name].clone();
+    for (row, (name, _, rate)) in rows.iter().zip([&ways[0], &ways[1]]) {
+        assert_eq!(of(row, "train.learningRate"), *rate, "{row:?}");
+        assert_eq!(of(row, "data.source"), "compose", "{row:?}");
+        assert_eq!(of(row, "model.frozen"), true, "{row:?}");
+        assert_eq!(of(row, &format!("only.{name}")), 1.0, "{row:?}");
+        assert_eq!(row.2, 3.0, "{row:?}");
+    }
+    assert_eq!([rows[0].1.as_str(), rows[1].1.as_str()], ["STATUS_UNKNOWN", "STATUS_SUCCESS"]);
+    let columns = board.ask("/data/plugin/hparams/experiment?request=%7B%7D").await.expect("an answer");
+    let named: Vec<&str> = columns["hparamInfos"]
+        .as_array()
+        .expect("columns")
+        .iter()
+        .filter_map(|info| info["name"].as_str())
+        .collect();
+    for name in ["train.learningRate", "data.source", "model.frozen", "only.a", "only.b"] {
+        assert!(named.contains(&name), "{name} is no column: {columns}");
+    }
 }

@@ -20,6 +20,7 @@ mod machine;
 mod objects;
 mod page;
 mod pictures;
+mod rejected;
 mod score;
 mod terminal;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use crescendo_core::spec::{JobSpec, ModelPreset, Precision, StageSpec};
+use crescendo_core::spec::{self, JobSpec, ModelPreset, Precision, StageSpec};
 use crescendo_device::DeviceChoice;
 use crescendo_model::of_spec::{base_options, compute_kind};
 use crescendo_model::tch::{Device, Kind};
@@ -42,7 +43,7 @@ use self::cases::{Block, Draws, Places};
 pub(crate) use self::curve::escape;
 use self::draw::{Contender, Drawer, Progress, Settings};
 use self::evaluate::{Encoder, Judge};
-use self::figures::{Drawing, Figures, ScoreFigures, StageFigures};
+use self::figures::{Drawing, Figures, ScoreFigures, StageFigures, StatedFigures};
 use self::job::{Job, Left, StageJson};
 use self::machine::Machine;
 use self::objects::Objects;
@@ -153,6 +154,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         scores: std::mem::take(&mut shown.scores),
         ceilings: std::mem::take(&mut shown.ceilings),
         stages: stages.collect(),
+        stated: spec::stated(&spec).iter().map(StatedFigures::of).collect(),
         trained: trained.as_ref().map(|path| path.display().to_string()),
         notes,
     };
@@ -160,6 +162,11 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         figures: &figures,
         pictures: &blocks,
         histories: left.iter().map(|left| left.history.as_slice()).collect(),
+        rejected: job
+            .stages
+            .iter()
+            .map(|stage| rejected::of_stage(&objects, &job.job_id, &stage.name))
+            .collect(),
         spec_yaml: &job.resolved_spec_yaml,
     };
     written.extend(write(&page, &args.out)?);

@@ -6,7 +6,7 @@ use crescendo_core::estimate::{Estimate, StageEstimate};
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
     Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, JobNote, KeptParts, LogLine,
-    Node, StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator,
+    Node, StageStatus, StatedField, UnitFailure, UnitsUnderWay, WaitingCurator,
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -24,6 +24,15 @@ pub fn time(at: Option<&Timestamp>) -> Value {
         Some(at) => humantime::format_rfc3339_millis(at).to_string().into(),
         None => Value::Null,
     }
+}
+
+/// Fields of a spec that are not at their defaults.
+pub fn stated(fields: &[StatedField]) -> Value {
+    let one = |field: &StatedField| {
+        let default = Some(&field.default_value).filter(|value| !value.is_empty());
+        json!({ "field": field.path, "value": field.value, "default": default })
+    };
+    fields.iter().map(one).collect()
 }
 
 pub fn job(job: &Job) -> Value {

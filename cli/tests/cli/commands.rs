@@ -63,6 +63,25 @@ async fn one_job_is_shown_or_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_spec_states_is_shown_beside_its_defaults() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Running, 1, 4)];
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let get = ["get", "uno-1", "--stated", "--controller", &address];
+    let (code, out, _) = run(crescendo(home.path()).args(get)).await;
+    let expected = "FIELD           IS    DEFAULT\nresources.gpus  2     1\nmodel.preset    nano\n";
+    assert_eq!((code, out.as_str()), (0, expected));
+    let (code, out, _) = run(crescendo(home.path()).args(get).args(["-o", "json"])).await;
+    let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let expected = serde_json::json!([
+        { "field": "spec.resources.gpus", "value": "2", "default": "1" },
+        { "field": "spec.model.preset", "value": "nano", "default": null },
+    ]);
+    assert_eq!((code, json), (0, expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_deleted_and_its_lineage_shown() {
     let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
     fake.part().jobs = vec![job("uno-1", JobState::Succeeded, 1, 4)];

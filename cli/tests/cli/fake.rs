@@ -241,6 +241,18 @@ impl JobService for Fake {
         Ok(Response::new(GetJobResponse { job: Some(job) }))
     }
 
+    async fn get_spec(&self, request: Request<GetSpecRequest>) -> Result<Response<GetSpecResponse>, Status> {
+        let job = self.find(&request.into_inner().job_id)?;
+        let field = |path: &str, value: &str, default: &str| StatedField {
+            path: path.into(),
+            value: value.into(),
+            default_value: default.into(),
+        };
+        let stated_fields =
+            vec![field("spec.resources.gpus", "2", "1"), field("spec.model.preset", "nano", "")];
+        Ok(Response::new(GetSpecResponse { spec_yaml: job.resolved_spec_yaml, stated_fields }))
+    }
+
     async fn list_jobs(
         &self,
         request: Request<ListJobsRequest>,

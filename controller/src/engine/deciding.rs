@@ -91,6 +91,7 @@ impl Changed {
             Command::StartAttempt(attempt, _)
             | Command::StopAttempt(attempt, _)
             | Command::DrainAttempt(attempt, _)
+            | Command::RescueAttempt(attempt, _)
             | Command::UpdateCurators(attempt, _) => &attempt.job,
             Command::AssignCuration(stage) | Command::ReleaseCuration(stage, _) => &stage.job,
         };
@@ -119,6 +120,7 @@ impl Engine {
         }
         self.undecided = false;
         self.look_for_hangs(now);
+        self.look_for_lost_nodes(now);
         if self.deciding.took() >= self.around.decides_beside {
             self.decide_beside(now);
             return Vec::new();
@@ -205,6 +207,15 @@ impl Engine {
         plan.sends.retain(|send| changed.allows(send));
         self.undecided |= plan.sends.len() < decided;
         self.carry_out(plan, began, now)
+    }
+
+    fn look_for_lost_nodes(&mut self, now: Timestamp) {
+        for (attempt, nodes) in self.observed.find_lost_nodes(&self.state, now) {
+            tracing::warn!(
+                job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, ?nodes,
+                "nothing is heard of nodes, and their gang waits for them: the other ranks are told to save and end"
+            );
+        }
     }
 
     fn look_for_hangs(&mut self, now: Timestamp) {

@@ -456,6 +456,14 @@ impl Engine {
                 attempt: Some(convert::attempt_message(attempt)),
                 reason: reason.clone(),
             }),
+            Command::RescueAttempt(attempt, lost) => {
+                let node_ids: Vec<String> = lost.iter().map(ToString::to_string).collect();
+                Down::RescueAttempt(v1::RescueAttempt {
+                    attempt: Some(convert::attempt_message(attempt)),
+                    reason: format!("the ranks wait for {}, of which nothing is heard", node_ids.join(", ")),
+                    node_ids,
+                })
+            }
             Command::UpdateCurators(attempt, curators) => Down::UpdateCurators(v1::UpdateCurators {
                 attempt: Some(convert::attempt_message(attempt)),
                 curator_addresses: curators.clone(),

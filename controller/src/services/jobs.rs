@@ -22,7 +22,6 @@ use crate::deletions::count_files;
 use crate::engine::{self, Wish};
 use crate::leadership::EngineHandle;
 use crate::logs::{LogHub, MAX_LINES};
-use crate::own_fields::own_fields;
 use crate::relay::Relays;
 use crate::services::log_reader::{KeptLog, LINES_WAITING, LogReader};
 use crate::services::quiet::KeptAlive;
@@ -166,8 +165,8 @@ impl JobService for Jobs {
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
         let job = self.engine.look(|reply| engine::LookRequest::GetJob { job, scope, reply }).await?;
         let spec_yaml = job.resolved_spec_yaml;
-        let own_fields = self.engine.in_turn(|| own_fields(&spec_yaml)).await;
-        Ok(Response::new(v1::GetSpecResponse { spec_yaml, own_fields }))
+        let stated_fields = self.engine.in_turn(|| stated_fields(&spec_yaml)).await;
+        Ok(Response::new(v1::GetSpecResponse { spec_yaml, stated_fields }))
     }
 
     async fn list_jobs(
@@ -365,4 +364,15 @@ fn located(status: Status, places: &spec::Places) -> Status {
 fn noted(trail: &AuditContext, job: JobId) -> JobId {
     trail.on("job", &job);
     job
+}
+
+/// None of a spec that was kept by another version and is none to this one.
+fn stated_fields(resolved_yaml: &str) -> Vec<v1::StatedField> {
+    let fields = spec::parse(resolved_yaml.as_bytes()).map(|spec| spec::stated(&spec)).unwrap_or_default();
+    let message = |field: spec::StatedField| v1::StatedField {
+        path: field.path,
+        value: field.value,
+        default_value: field.default.unwrap_or_default(),
+    };
+    fields.into_iter().map(message).collect()
 }

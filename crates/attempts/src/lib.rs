@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crescendo_core::observed::RESCUE_WITHIN;
 use crescendo_proto::v1::{
     AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankEnd, RankPhase, RankProgress, RankStatus,
-    StartAttempt, StopAttempt, UpdateCurators,
+    RescueAttempt, StartAttempt, StopAttempt, UpdateCurators,
 };
 
 /// From RankStop to SIGTERM.
@@ -89,10 +89,11 @@ pub enum Effect {
         rank: RankKey,
         reason: String,
     },
-    /// Tell a rank that another one here is gone.
+    /// Tell a rank that another one of its gang is gone.
     PeerLost {
         rank: RankKey,
         reason: String,
+        rank_0_lost: bool,
     },
     UpdateCurators {
         rank: RankKey,
@@ -387,6 +388,24 @@ impl AttemptTable {
             None => {}
         }
         effects
+    }
+
+    /// A node of the gang is lost, and the ranks here wait for it: they are to save what was done before, and end.
+    pub fn on_rescue_attempt(&mut self, rescue: RescueAttempt) -> Vec<Effect> {
+        let Some(attempt) = rescue.attempt else { return Vec::new() };
+        let known = self.attempts.get(&key_of(&attempt));
+        let Some(known) = known.filter(|known| known.generation == attempt.generation) else {
+            return Vec::new();
+        };
+        if known.ended() {
+            return vec![Effect::Report(Box::new(report(known)))];
+        }
+        if known.stopping.is_some() {
+            return Vec::new();
+        }
+        let first = known.start.ranks.iter().find(|placed| placed.rank == 0);
+        let rank_0_lost = first.is_some_and(|placed| rescue.node_ids.contains(&placed.node_id));
+        peer_lost(known, &rescue.reason, rank_0_lost).collect()
     }
 
     /// The node is about to leave: every attempt is to save a checkpoint and leave, and none is started any more.
@@ -841,13 +860,21 @@ fn fail(attempt: &mut Attempt, failure: Failure, now: Instant, effects: &mut Vec
 
 /// Notes the first failure, and lets the other ranks here save what was done before it.
 fn rescue(attempt: &mut Attempt, failure: Failure, now: Instant, effects: &mut Vec<Effect>) {
-    let reason = failure.reason.clone();
+    let (reason, rank_0_lost) = (failure.reason.clone(), failure.rank == Some(0));
     attempt.failure.get_or_insert(failure);
     attempt.rescue.get_or_insert(now);
-    let Some(reference) = attempt.start.attempt.clone() else { return };
-    for (rank, _) in attempt.ranks.iter().filter(|(_, local)| local.works()) {
-        effects.push(Effect::PeerLost { rank: rank_key(&reference, *rank), reason: reason.clone() });
-    }
+    effects.extend(peer_lost(attempt, &reason, rank_0_lost));
+}
+
+/// Tells the ranks that work that one of their gang is gone.
+fn peer_lost<'a>(
+    attempt: &'a Attempt,
+    reason: &'a str,
+    rank_0_lost: bool,
+) -> impl Iterator<Item = Effect> + 'a {
+    let working = attempt.ranks.iter().filter(|(_, local)| local.works());
+    let told = working.filter_map(|(rank, _)| Some(rank_key(attempt.start.attempt.as_ref()?, *rank)));
+    told.map(move |rank| Effect::PeerLost { rank, reason: reason.to_owned(), rank_0_lost })
 }
 
 /// Kills the ranks that live, but for the one that failed.

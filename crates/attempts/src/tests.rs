@@ -110,6 +110,10 @@ fn stepping(slots: &[u32]) -> (AttemptTable, Instant) {
     (table, now)
 }
 
+fn peer_lost(rank: u32, reason: &str, rank_0_lost: bool) -> Effect {
+    Effect::PeerLost { rank: key("j", 1, rank), reason: reason.to_owned(), rank_0_lost }
+}
+
 fn last_report(effects: &[Effect]) -> AttemptReport {
     let Some(Effect::Report(report)) = effects.last() else { unreachable!("{effects:?}") };
     (**report).clone()
@@ -120,13 +124,37 @@ fn ranks_beside_one_that_has_died_may_save_what_they_have() {
     let (mut table, now) = stepping(&[0, 1]);
     let effects = table.on_exit(&key("j", 1, 1), false, "killed by signal 9", now);
     let reason = "rank 1 ended: killed by signal 9".to_owned();
-    assert_eq!(effects, [Effect::PeerLost { rank: key("j", 1, 0), reason: reason.clone() }]);
+    assert_eq!(effects, [peer_lost(0, &reason, false)]);
     assert_eq!(table.running(), [attempt("j", 1)], "it is not over yet");
     let lost = RankEnd { peer_lost: true, reason: "lost".into(), ..RankEnd::default() };
     assert_eq!(table.on_end(&key("j", 1, 0), lost, now), []);
     let report = last_report(&table.on_exit(&key("j", 1, 0), false, "exit code 1", now));
     assert_eq!((report.phase(), report.reason, report.failed_rank), (AttemptPhase::Failed, reason, 1));
     assert!(!report.rank_died && !report.peer_lost, "what there was is saved, and it was this node's rank");
+}
+
+#[test]
+fn ranks_that_wait_for_a_node_that_is_lost_are_told_so() {
+    let lost = |generation, nodes: &[&str]| RescueAttempt {
+        attempt: Some(attempt("j", generation)),
+        node_ids: nodes.iter().map(|node| (*node).to_owned()).collect(),
+        reason: "no word".into(),
+    };
+    let (mut table, now) = stepping(&[0, 1]);
+    assert_eq!(table.on_rescue_attempt(lost(2, &["there"])), [], "that one is not here");
+    let told = [0, 1].map(|rank| peer_lost(rank, "no word", false));
+    assert_eq!(table.on_rescue_attempt(lost(1, &["there"])), told);
+    let told = [0, 1].map(|rank| peer_lost(rank, "no word", true));
+    assert_eq!(table.on_rescue_attempt(lost(1, &["elsewhere", "here"])), told, "rank 0 is on one of them");
+    let end = RankEnd { peer_lost: true, reason: "lost".into(), ..RankEnd::default() };
+    assert!(
+        table.on_end(&key("j", 1, 1), end, now).iter().all(|effect| matches!(effect, Effect::Signal { .. }))
+    );
+    assert_eq!(table.on_rescue_attempt(lost(1, &["there"])), [], "it ends");
+    table.on_exit(&key("j", 1, 1), false, "exit code 1", now);
+    let report = last_report(&table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now));
+    assert!(report.peer_lost && report.phase() == AttemptPhase::Failed, "{report:?}");
+    assert_eq!(reported(&table.on_rescue_attempt(lost(1, &["there"]))).len(), 1, "said again");
 }
 
 #[test]

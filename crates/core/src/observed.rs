@@ -10,8 +10,8 @@ use crate::cooldown::Cooldowns;
 use crate::decide::{Limits, Send};
 use crate::ids::{AttemptRef, Incarnation, JobId, NodeId, StageRef, Timestamp};
 use crate::learnt::Learnt;
-use crate::ranks::{Hang, NODE_GAP, RankViews, RankWord};
-use crate::records::{AttemptRecord, FailureKind, Record};
+use crate::ranks::{Hang, NODE_GAP, NODE_LOST_AFTER, RankViews, RankWord};
+use crate::records::{AttemptRecord, FailureKind, RankPlacement, Record};
 use crate::state::{ClusterState, Stage};
 use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
@@ -95,6 +95,8 @@ pub struct NodeView {
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
     /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
+    /// Attempts that it was told to save what is left of, since a node of their gang is lost.
+    pub rescues_sent: BTreeSet<AttemptRef>,
     pub health: NodeHealth,
     /// The fault of a device that a person knew of who has given it work again.
     pub forgiven_fault: Option<String>,
@@ -142,6 +144,8 @@ pub struct GangView {
     pub ranks: RankViews,
     /// That it was found to hang; it is over then.
     pub hang: Option<Hang>,
+    /// The nodes that its other ranks wait for, and of which nothing is heard.
+    pub lost_nodes: BTreeSet<NodeId>,
     /// When the first rank was said to have died whose step others may save.
     pub rank_died_at: Option<Timestamp>,
 }
@@ -281,6 +285,7 @@ impl Observed {
             stops_sent: BTreeMap::new(),
             curators_sent: BTreeMap::new(),
             drains_sent: BTreeSet::new(),
+            rescues_sent: BTreeSet::new(),
         };
         self.nodes.insert(node, Arc::new(view));
     }
@@ -466,6 +471,47 @@ impl Observed {
         found
     }
 
+    /// Looks for gangs that wait for nodes of which nothing is heard any more, and holds that against those. What is returned is new.
+    pub fn find_lost_nodes(
+        &mut self,
+        state: &ClusterState,
+        now: Timestamp,
+    ) -> Vec<(AttemptRef, BTreeSet<NodeId>)> {
+        let mut found = Vec::new();
+        for attempt in state.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt) {
+            let gang = self.gang(&attempt.attempt).filter(|gang| gang.lost_nodes.is_empty());
+            let Some(lost) = gang.and_then(|gang| self.lost_nodes(attempt, gang, now)) else { continue };
+            let stage = attempt.attempt.stage_ref();
+            if let Some(gang) = self.gangs.get_mut(&stage) {
+                Arc::make_mut(gang).lost_nodes.clone_from(&lost);
+            }
+            for node in &lost {
+                let reason = "nothing was heard of the node, and its gang waited for it";
+                self.failures.put(node, &stage, reason, false, true, now);
+            }
+            found.push((attempt.attempt.clone(), lost));
+        }
+        found
+    }
+
+    /// The nodes of the gang that are out of sight, if all that the others do is to wait for them. One that this controller has never
+    /// heard may be on its way.
+    fn lost_nodes(
+        &self,
+        attempt: &AttemptRecord,
+        gang: &GangView,
+        now: Timestamp,
+    ) -> Option<BTreeSet<NodeId>> {
+        let unheard = |node: &NodeId| self.nodes.get(node).map(|view| now.since(view.last_heard));
+        let nodes = attempt.by_node().filter_map(<[RankPlacement]>::first).map(|rank| &rank.node);
+        let silent = nodes.filter(|node| unheard(node).is_none_or(|unheard| unheard >= NODE_GAP));
+        let lost: BTreeSet<NodeId> = silent.cloned().collect();
+        let are_lost =
+            lost.iter().all(|node| unheard(node).is_some_and(|unheard| unheard >= NODE_LOST_AFTER));
+        let waits = !lost.is_empty() && are_lost && gang.hang.is_none() && gang.ranks.wait_for(&lost, now);
+        waits.then_some(lost)
+    }
+
     /// The newest hang of a stage, if this controller has seen one.
     pub fn last_hang(&self, stage: &StageRef) -> Option<(&AttemptRef, Timestamp, &Hang)> {
         self.hangs.get(stage).map(|(attempt, at, hang)| (attempt, *at, hang))
@@ -590,6 +636,9 @@ impl Observed {
             crate::decide::Command::DrainAttempt(attempt, _) => {
                 view.drains_sent.insert(attempt.clone());
             }
+            crate::decide::Command::RescueAttempt(attempt, _) => {
+                view.rescues_sent.insert(attempt.clone());
+            }
             crate::decide::Command::UpdateCurators(attempt, curators) => {
                 view.curators_sent.insert(attempt.clone(), curators.clone());
             }
@@ -663,6 +712,7 @@ impl GangView {
             stepped_at: now,
             ranks: RankViews::default(),
             hang: None,
+            lost_nodes: BTreeSet::new(),
             rank_died_at: None,
         }
     }

@@ -17,7 +17,7 @@
 //! A rank that waits for pairs moves each second. Time in which its node was not heard of is not counted, and as long as
 //! a node of the gang is out of sight nothing is judged: unreachable is not failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -75,6 +75,10 @@ const COMPARED_FROM: u64 = 32;
 const QUIET_AFTER: Duration = Duration::from_secs(6);
 /// Heartbeats come every two seconds: a longer silence of a node is not held against its ranks.
 pub(crate) const NODE_GAP: Duration = Duration::from_secs(5);
+/// Nodes of which nothing was heard for this long, three heartbeats, are lost to their gang if that waits for them.
+pub(crate) const NODE_LOST_AFTER: Duration = Duration::from_secs(6);
+/// Ranks wait for each other a little in every step: they wait for such as are lost once it is this long, and two steps.
+const WAITS_FOR_LOST: Duration = Duration::from_secs(3);
 
 impl HangLimits {
     /// How long a rank may go without a move in a step, where the gang's steps take `median`.
@@ -320,6 +324,19 @@ impl RankViews {
         let node = (!none_behind).then(|| last.node.clone());
         let RankWord { phase, step, .. } = last.word;
         Some(Hang { ranks, node, phase, step, still, quiet, bound })
+    }
+
+    /// Whether all that the ranks on other nodes do is to wait for those on these. In their first steps they may wait long.
+    pub(crate) fn wait_for(&self, nodes: &BTreeSet<NodeId>, now: Timestamp) -> bool {
+        let bound = WAITS_FOR_LOST.max(self.median_step().saturating_mul(2));
+        let mut others = self.ranks.values().filter(|view| !nodes.contains(&view.node)).peekable();
+        let waits = |view: &RankView| {
+            view.word.phase == RankPhase::AllReduce
+                && view.word.steps_done >= WARM_UP_STEPS
+                && now.since(view.moved_at) >= bound
+                && !view.is_quiet(now)
+        };
+        others.peek().is_some() && others.all(waits)
     }
 
     /// Ranks that have been slower than their gang for a while.

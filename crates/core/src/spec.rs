@@ -40,6 +40,7 @@ mod resolve;
 mod scalar;
 mod secrets;
 mod start;
+mod stated;
 mod taken;
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,7 @@ pub use log_source::LogSpec;
 pub use named_files::{NamedFile, named_files};
 pub use places::Places;
 pub use start::{OtherCheckpoint, StartSpec};
+pub use stated::{StatedField, stated};
 pub(crate) use taken::unfit;
 pub use taken::{logs_elsewhere, starts_elsewhere};
 pub use types::*;

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, decide};
+use crescendo_core::decide::{Command, Limits, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeFailure, NodeHealth, NodeReport, Observed, Report};
 use crescendo_core::quotas::TenantLimits;
+use crescendo_core::ranks::{RankPhase, RankWord};
 use crescendo_core::records::{
     AttemptRecord, AttemptState, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult,
     UnitState, Write,
@@ -499,4 +500,100 @@ fn a_node_that_is_lost_before_the_ranks_have_met_is_given_up_sooner() {
         unreachable!("it waits for ever")
     };
     assert_eq!((lost(false), lost(true)), (30, 60));
+}
+
+impl Cluster {
+    /// Nodes of the gang are heard of, and their ranks are at this.
+    fn step(&mut self, job: &JobId, nodes: &[NodeId], step: u64, phase: RankPhase) {
+        let attempt = self.attempt(job).expect("it runs");
+        for node in nodes {
+            let here = attempt.ranks.iter().enumerate().filter(|(_, rank)| rank.node == *node);
+            let word = |rank: usize| RankWord {
+                rank: u32::try_from(rank).expect("few"),
+                phase,
+                step,
+                moves: 1 + step,
+                beats: 1 + self.now.0 / 1000,
+                steps_done: step,
+                step_time: Duration::from_millis(100),
+                own_time: Duration::from_millis(90),
+            };
+            let ranks = here.map(|(rank, _)| word(rank)).collect();
+            let (node, attempt, phase) = (node.clone(), attempt.attempt.clone(), NodeReport::Running);
+            self.seen.report(Report { node, attempt, phase, progress: None, ranks }, self.now);
+        }
+    }
+
+    fn lost(&mut self) -> Vec<BTreeSet<NodeId>> {
+        self.seen.find_lost_nodes(&self.state, self.now).into_iter().map(|(_, nodes)| nodes).collect()
+    }
+}
+
+/// The nodes that are told to save what is left, with those that are lost.
+fn rescues(cluster: &Cluster) -> Vec<(NodeId, BTreeSet<NodeId>)> {
+    let plan = decide(&cluster.state, &cluster.seen, &cluster.limits, cluster.now);
+    let of = |send: crescendo_core::decide::Send| match send.command {
+        Command::RescueAttempt(_, lost) => Some((send.node, lost)),
+        _ => None,
+    };
+    plan.sends.into_iter().filter_map(of).collect()
+}
+
+#[test]
+fn ranks_that_wait_for_nodes_of_which_nothing_is_heard_save_and_go_elsewhere() {
+    let mut cluster = Cluster::new(&[("a", 1), ("b", 1), ("c", 1)]);
+    let job = cluster.submit_gang("trial", 3);
+    cluster.decide();
+    cluster.connect("spare", 1);
+    let all = ["a", "b", "c"].map(node);
+    for second in 0..20 {
+        cluster.now = cluster.now.plus(Duration::from_secs(1));
+        cluster.step(&job, &all, 10 + second, RankPhase::Forward);
+        cluster.decide();
+    }
+    // Unreachable is not failed: the others go on.
+    for second in 0..20 {
+        cluster.now = cluster.now.plus(Duration::from_secs(1));
+        cluster.step(&job, &all[..2], 30 + second, RankPhase::AllReduce);
+        assert_eq!(cluster.lost(), []);
+    }
+    // They stand. What they wait for is not waited for longer than it takes to be sure of that.
+    let mut waited = 0;
+    let lost = loop {
+        cluster.now = cluster.now.plus(Duration::from_secs(1));
+        cluster.seen.heard(&node("spare"), cluster.now);
+        cluster.step(&job, &all[..2], 49, RankPhase::AllReduce);
+        waited += 1;
+        if let [lost] = cluster.lost().as_slice() {
+            break lost.clone();
+        }
+    };
+    assert_eq!((waited, &lost), (3, &BTreeSet::from([node("c")])));
+    assert_eq!(cluster.lost(), [], "found once");
+    let told: Vec<_> = all[..2].iter().map(|node| (node.clone(), lost.clone())).collect();
+    assert_eq!(rescues(&cluster), told);
+    cluster.decide();
+    assert_eq!(rescues(&cluster), [], "told once");
+    assert!(cluster.attempt(&job).is_some(), "they save");
+    let lost_peer = NodeReport::Failed { reason: "saved".into(), kind: NodeFailure::PeerLost };
+    cluster.say(&job, 0, lost_peer);
+    let ranks = cluster.attempt(&job).expect("placed again").ranks;
+    let nodes: Vec<&str> = ranks.iter().map(|rank| rank.node.as_str()).collect();
+    assert_eq!(nodes, ["a", "b", "spare"], "not on what is lost, though it is not silent for long");
+}
+
+#[test]
+fn ranks_that_are_at_work_themselves_wait_for_nobody() {
+    let mut cluster = Cluster::new(&[("a", 1), ("b", 1)]);
+    let job = cluster.submit_gang("trial", 2);
+    cluster.decide();
+    let all = ["a", "b"].map(node);
+    cluster.step(&job, &all, 10, RankPhase::Forward);
+    for phase in [RankPhase::Saving, RankPhase::WaitingForPairs, RankPhase::Forward, RankPhase::Meeting] {
+        for _ in 0..15 {
+            cluster.now = cluster.now.plus(Duration::from_secs(1));
+            cluster.step(&job, &all[..1], 10, phase);
+            assert_eq!(cluster.lost(), [], "{phase}");
+        }
+    }
 }

@@ -29,14 +29,25 @@ impl Streak {
 
     /// An answer was not understood; what it said, if anything, and why that is of no use.
     pub fn unreadable(&mut self, why: &str, said: &str) {
+        if self.has_ended() {
+            return;
+        }
         self.unreadable = self.unreadable.saturating_add(1);
         self.last = Last { why: why.to_owned(), said: said.chars().take(MAX_SAID_CHARS).collect() };
     }
 
     /// A question was refused.
     pub fn refused(&mut self, why: &str) {
+        if self.has_ended() {
+            return;
+        }
         self.refused = self.refused.saturating_add(1);
         self.last = Last { why: why.to_owned(), said: String::new() };
+    }
+
+    /// What was asked at the same time as the answer that ended it adds nothing: each of its askers tells the same reason.
+    fn has_ended(&self) -> bool {
+        self.unreadable >= MOST_UNREADABLE || self.refused >= MOST_REFUSED
     }
 
     /// Why no more is to be asked, if that is so.
@@ -74,6 +85,10 @@ mod tests {
             streak.end().as_deref(),
             Some("24 answers in a row could not be read: it has no JSON object; the last one: all is well")
         );
+        let ended = streak.clone();
+        streak.unreadable("it was asked before that", "so was this");
+        streak.refused("and this");
+        assert_eq!(streak, ended, "whoever asked at the same time tells the same reason");
         let mut refused = Streak::default();
         (0..MOST_REFUSED).for_each(|_| refused.refused("no"));
         assert_eq!(refused.end().as_deref(), Some("it refused 32 questions in a row, at last: no"));

@@ -101,6 +101,7 @@ async fn obey(
             Command::StartAttempt(_)
             | Command::StopAttempt(_)
             | Command::DrainAttempt(_)
+            | Command::RescueAttempt(_)
             | Command::UpdateCurators(_)
             | Command::ReadObject(_) => {}
             Command::CollectObjects(order) => {

@@ -198,6 +198,7 @@ impl Agent {
             Event::Command(Command::StartAttempt(start)) => self.table.on_start(*start, now),
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
             Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
+            Event::Command(Command::RescueAttempt(rescue)) => self.table.on_rescue_attempt(rescue),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(
                 Command::AssignCuration(_)

@@ -366,6 +366,7 @@ impl Agent {
             }
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
             Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
+            Event::Command(Command::RescueAttempt(rescue)) => self.table.on_rescue_attempt(rescue),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(
                 Command::AssignCuration(_)
@@ -478,10 +479,10 @@ impl Agent {
                 );
                 self.tell(&rank, Down::Drain(RankDrain { reason }));
             }
-            Effect::PeerLost { rank, reason } => {
-                rank_span(&rank).in_scope(|| tracing::info!(reason, "another rank here is gone"));
+            Effect::PeerLost { rank, reason, rank_0_lost } => {
+                rank_span(&rank).in_scope(|| tracing::info!(reason, "another rank of the gang is gone"));
                 // Without a session it sees so by itself, or is killed after a while.
-                self.tell(&rank, Down::PeerLost(RankPeerLost { reason }));
+                self.tell(&rank, Down::PeerLost(RankPeerLost { reason, rank_0_lost }));
             }
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));

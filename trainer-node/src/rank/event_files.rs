@@ -21,7 +21,7 @@ use crescendo_node::objects::Location;
 use futures::TryStreamExt as _;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 
-use super::tfevents::{self, NextFile};
+use super::tfevents::{self, NextFile, Run};
 
 #[derive(Debug, thiserror::Error)]
 pub enum EventFilesError {
@@ -59,19 +59,21 @@ impl EventFiles {
         }
     }
 
-    /// Brings the files below `folder` up to `step`, the last one of `history`.
+    /// Brings the files below `folder` up to `step`, the last one of `history`; `is_last`: the stage is done with it.
     pub async fn write(
         &self,
         folder: &str,
         step: u64,
         history: Bytes,
-        global_batch: u32,
+        run: &Arc<Run>,
+        is_last: bool,
     ) -> Result<(), EventFilesError> {
+        let run = run.clone();
         match self {
             Self::Folder(root) => {
                 let folder = root.join(folder);
                 let writing = tokio::task::spawn_blocking(move || {
-                    let all = tfevents::of_history(&history, global_batch, 0);
+                    let all = tfevents::of_history(&history, &run, 0, is_last);
                     append(&folder, &all).map_err(|source| EventFilesError::Folder { folder, source })
                 });
                 writing.await.map_err(|_| EventFilesError::Panicked)?
@@ -81,7 +83,7 @@ impl EventFiles {
                     folder: folder.to_owned(),
                     reason: error.to_string(),
                 })?;
-                add(store.as_ref(), &key, step, history, global_batch).await
+                add(store.as_ref(), &key, (step, is_last), history, run).await
             }
         }
     }
@@ -122,15 +124,15 @@ fn append(folder: &Path, all: &[u8]) -> io::Result<()> {
 async fn add(
     store: &dyn ObjectStore,
     folder: &object_store::path::Path,
-    step: u64,
+    (step, is_last): (u64, bool),
     history: Bytes,
-    global_batch: u32,
+    run: Arc<Run>,
 ) -> Result<(), EventFilesError> {
     let failed = |source| EventFilesError::Bucket { folder: folder.to_string(), source };
     let there: Vec<ObjectMeta> = store.list(Some(folder)).try_collect().await.map_err(failed)?;
     let names = there.iter().filter_map(|object| object.location.filename());
     let NextFile { after, number, lost } = tfevents::next_file(names, step);
-    let making = tokio::task::spawn_blocking(move || tfevents::of_history(&history, global_batch, after));
+    let making = tokio::task::spawn_blocking(move || tfevents::of_history(&history, &run, after, is_last));
     let events = making.await.map_err(|_| EventFilesError::Panicked)?;
     if events.is_empty() {
         return Ok(());

@@ -146,8 +146,10 @@ pub struct Downlink {
     pub outcomes: mpsc::Sender<RankCheckpointOutcome>,
     /// Cancelled when the gang is to save a checkpoint and leave.
     pub drain: CancellationToken,
-    /// Cancelled when another rank of this machine is gone.
+    /// Cancelled when another rank of the gang is gone.
     pub peer_lost: CancellationToken,
+    /// Cancelled before that if it is rank 0.
+    pub rank_0_lost: CancellationToken,
 }
 
 impl Downlink {
@@ -175,6 +177,9 @@ impl Downlink {
                     }
                     Some(Down::PeerLost(lost)) => {
                         tracing::info!(reason = lost.reason, "another rank of the gang is gone");
+                        if lost.rank_0_lost {
+                            self.rank_0_lost.cancel();
+                        }
                         self.peer_lost.cancel();
                     }
                     Some(Down::Stop(stop)) => return RankError::Stopped(stop.reason),

@@ -28,12 +28,14 @@ use super::RankError;
 use super::data::{self, DataPlan, SampleOrder, Signals};
 use super::event_files::EventFiles;
 use super::fetch::Fetcher;
+use super::hyper_parameters;
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::pulse;
 use super::restore::{self, RestoreError, Sources};
 use super::save::{SaveRequest, Saver};
+use super::tfevents::Run;
 use super::train::{self, DataFeed, Training, of_group};
 use crate::kernel_choice::KernelChoice;
 
@@ -155,6 +157,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         outcomes: outcomes_in,
         drain: ends.drain.clone(),
         peer_lost: ends.peer_lost.clone(),
+        rank_0_lost: ends.rank_0_lost.clone(),
     };
     session.spawn(downlink.run(down).in_current_span());
     let mut watching = JoinSet::new();
@@ -265,8 +268,10 @@ struct Ends {
     stop: CancellationToken,
     /// At the next step boundary, with everything saved.
     drain: CancellationToken,
-    /// In the step that is under way, with the one before saved: another rank of this machine is gone.
+    /// In the step that is under way, with the one before saved: another rank of the gang is gone, by the agent's word.
     peer_lost: CancellationToken,
+    /// That one is rank 0.
+    rank_0_lost: CancellationToken,
 }
 
 impl Ends {
@@ -347,7 +352,10 @@ async fn work(
         events: EventFiles::of(&plan.object_store_url, &store),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),
-        global_batch: plan.stage.train.global_batch,
+        run: Arc::new(Run {
+            global_batch: plan.stage.train.global_batch,
+            hyper_parameters: hyper_parameters::of_stage(&plan.resolved_spec_json, &plan.attempt.stage),
+        }),
         uplink: uplink.clone(),
         copying: Handle::current(),
         outcomes,
@@ -524,6 +532,7 @@ impl TrainThread {
             stop: self.ends.stop,
             drain: self.ends.drain,
             peer_lost: self.ends.peer_lost,
+            rank_0_lost: self.ends.rank_0_lost,
             rank_0_at,
             runtime: self.runtime,
         };

@@ -25,6 +25,7 @@ use super::RankError;
 use super::copy_out;
 use super::event_files::{EventFiles, EventFilesError};
 use super::link::Uplink;
+use super::tfevents::Run;
 use super::train_state::{TrainState, deletable, to_wire};
 
 /// Limit of writing the file for TensorBoard.
@@ -54,8 +55,8 @@ pub struct Saver {
     pub resolved_spec_json: Vec<u8>,
     /// Where TensorBoard looks.
     pub events: EventFiles,
-    /// Samples of one step, for the speed that TensorBoard shows.
-    pub global_batch: u32,
+    /// What TensorBoard shows of the stage beside its steps.
+    pub run: Arc<Run>,
     pub uplink: Uplink,
     /// Of threads that give way to nobody, for the copying.
     pub copying: Handle,
@@ -170,7 +171,7 @@ impl Saver {
     /// One try: what is missing then comes with the next checkpoint.
     async fn write_events(&self, checkpoint: &Checkpoint, history: Bytes) -> Result<(), EventFilesError> {
         let folder = object_keys::events(&checkpoint.job_id, &checkpoint.stage);
-        self.events.write(&folder, checkpoint.step, history, self.global_batch).await
+        self.events.write(&folder, checkpoint.step, history, &self.run, checkpoint.r#final).await
     }
 
     async fn delete(&self, path: &str) -> object_store::Result<()> {

@@ -81,6 +81,8 @@ pub struct Training {
     pub drain: CancellationToken,
     /// Cancelled when another rank of this machine is gone; the group is aborted then.
     pub peer_lost: CancellationToken,
+    /// Cancelled before that if the agent knows that it is rank 0.
+    pub rank_0_lost: CancellationToken,
     /// Where the process of rank 0 listens as long as it lives; none for itself.
     pub rank_0_at: Option<SocketAddr>,
     pub runtime: Handle,
@@ -655,7 +657,7 @@ impl Loop {
         let Training { peer_lost, stop, .. } = &self.training;
         match error {
             RankError::Stopped(_) if peer_lost.is_cancelled() && !stop.is_cancelled() => {
-                RankError::PeerLost("another rank on this node is gone".into())
+                RankError::PeerLost("another rank of the gang is gone".into())
             }
             error => error,
         }
@@ -666,7 +668,8 @@ impl Loop {
     /// so that it is looked for again.
     fn does_rank_0_stay(&self) -> bool {
         let until = Instant::now() + SAVE_WAIT;
-        while self.is_rank_0_in_reach() {
+        // A machine that stands still takes connections all the same.
+        while !self.training.rank_0_lost.is_cancelled() && self.is_rank_0_in_reach() {
             if self.training.stop.is_cancelled() || Instant::now() >= until {
                 return true;
             }

@@ -10,10 +10,10 @@ export function Spec({ jobId }: { jobId: string }) {
   const [ownOnly, setOwnOnly] = useState(false);
   const yaml = value?.specYaml ?? "";
   const shown = useMemo(() => {
-    const own = new Set(value?.ownFields);
-    const all = lines(yaml).map((line) => ({ ...line, isOwn: line.path !== "" && own.has(line.path) }));
+    const own = new Map(value?.statedFields.map(({ path, defaultValue }) => [path, defaultValue]));
+    const all = lines(yaml).map((line) => ({ ...line, isOwn: line.path !== "" && own.has(line.path), else: own.get(line.path) ?? "" }));
     // A section stays where something below it does.
-    const kept = all.filter(({ path, isOwn, isSection }) => isOwn || (isSection && [...own].some((field) => field.startsWith(path))));
+    const kept = all.filter(({ path, isOwn, isSection }) => isOwn || (isSection && [...own.keys()].some((field) => field.startsWith(path))));
     return ownOnly ? kept : all;
   }, [value, ownOnly]);
   return (
@@ -31,10 +31,11 @@ export function Spec({ jobId }: { jobId: string }) {
       </div>
       {failed && <Problem>{failed}</Problem>}
       <pre class="yaml" tabIndex={0} role="region" aria-label="Resolved spec, YAML">
-        {shown.map(({ text, isOwn }, at) => (
+        {shown.map(({ text, isOwn, else: other }, at) => (
           <span key={at} class={isOwn ? "own" : "given"}>
             {text}
-            {isOwn && <span class="sr"> (differs from the default)</span>}
+            {isOwn && other === "" && <span class="sr"> (has no default)</span>}
+            {other !== "" && <span class="faint"> # default: {other}</span>}
             {"\n"}
           </span>
         ))}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use crescendo_core::spec::StatedField;
 use serde::Serialize;
 
 use super::cases::Shown;
@@ -46,6 +47,8 @@ pub struct Figures {
     /// Real pictures that the image encoder itself assigns.
     pub ceilings: Vec<ScoreFigures>,
     pub stages: Vec<StageFigures>,
+    /// What the spec says that is not as it would be without a word.
+    pub stated: Vec<StatedFigures>,
     /// Path of what the job ended with, as shown to the reader.
     pub trained: Option<String>,
     /// What is not as one would want it, and why; a sentence each.
@@ -76,6 +79,24 @@ pub struct ScoreFigures {
     pub candidates: (usize, usize),
     pub subjects: usize,
     pub draws: usize,
+}
+
+/// A field of the spec that is not at its default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StatedFigures {
+    /// E.g. `stages[1].train.steps`.
+    pub field: String,
+    pub value: String,
+    /// Null where the spec has to say something.
+    pub default: Option<String>,
+}
+
+impl StatedFigures {
+    pub fn of(stated: &StatedField) -> Self {
+        let StatedField { path, value, default } = stated;
+        let field = path.strip_prefix("spec.").unwrap_or(path).to_owned();
+        Self { field, value: value.clone(), default: default.clone() }
+    }
 }
 
 /// One stage.
@@ -209,6 +230,14 @@ impl Figures {
 
     pub fn all_scores(&self) -> impl Iterator<Item = &ScoreFigures> {
         self.scores.iter().chain(&self.ceilings)
+    }
+
+    /// One row a field of the spec that is not at its default.
+    pub fn stated_table(&self) -> Table {
+        let cells = |one: &StatedFigures| {
+            vec![one.field.clone(), one.value.clone(), one.default.clone().unwrap_or_default()]
+        };
+        Table::new(&["field", "is", "else"], self.stated.iter().map(cells).collect())
     }
 
     /// One row a stage.
@@ -352,6 +381,11 @@ pub mod tests {
                 )]),
                 loss_at_the_end: Some(0.5),
                 median_step_seconds: Some(0.25),
+            }],
+            stated: vec![StatedFigures {
+                field: "stages[0].train.steps".into(),
+                value: "500".into(),
+                default: Some("1000".into()),
             }],
             trained: Some("report/dit_lora.safetensors".into()),
             notes: vec!["no subject was held out".into()],

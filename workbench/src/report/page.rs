@@ -1,5 +1,6 @@
 //! The report as one HTML file: figures, pictures and curves, with nothing to load from elsewhere.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Cursor;
 
@@ -14,6 +15,7 @@ use super::figures::{Figures, ScoreFigures, StageFigures, Table};
 use super::history::StepRecord;
 use super::job::Distribution;
 use super::pictures::PictureBlock;
+use super::rejected::Rejected;
 
 /// Longest side of a picture on the page, pixels.
 const MOST_PIXELS: u32 = 320;
@@ -27,6 +29,8 @@ pub struct Page<'a> {
     pub pictures: &'a [PictureBlock<'a>],
     /// Of each stage, in the order of the figures.
     pub histories: Vec<&'a [StepRecord]>,
+    /// Of each stage, by reason.
+    pub rejected: Vec<BTreeMap<String, Vec<Rejected>>>,
     pub spec_yaml: &'a str,
 }
 
@@ -76,8 +80,12 @@ pub fn render(page: &Page) -> Result<String> {
     }
     html.push_str("<h2>Stages</h2>");
     push_table(&mut html, &figures.stage_table(), &[]);
-    for (stage, history) in figures.stages.iter().zip(&page.histories) {
-        push_stage(&mut html, stage, history);
+    for ((stage, history), rejected) in figures.stages.iter().zip(&page.histories).zip(&page.rejected) {
+        push_stage(&mut html, stage, history, rejected)?;
+    }
+    if !figures.stated.is_empty() {
+        html.push_str("<h2>What the spec changes</h2><p class=\"soft\">Fields that would be otherwise if the spec did not say them.</p>");
+        push_table(&mut html, &figures.stated_table(), &[]);
     }
     let _ = write!(
         html,
@@ -193,22 +201,18 @@ fn embedded(picture: &RgbImage) -> Result<(&'static str, String)> {
     ))
 }
 
-fn push_stage(html: &mut String, stage: &StageFigures, history: &[StepRecord]) {
+fn push_stage(
+    html: &mut String,
+    stage: &StageFigures,
+    history: &[StepRecord],
+    rejected: &BTreeMap<String, Vec<Rejected>>,
+) -> Result<()> {
     if stage.pairs_rejected.is_empty() && stage.distributions.is_empty() && history.is_empty() {
-        return;
+        return Ok(());
     }
     let _ = write!(html, "<h2>{}</h2>", escape(&stage.name));
     if !stage.pairs_rejected.is_empty() {
-        let rejected: u64 = stage.pairs_rejected.values().sum();
-        let share = 100.0 * rejected as f64 / (rejected + stage.pairs_accepted).max(1) as f64;
-        let all: Vec<String> =
-            stage.pairs_rejected.iter().map(|(reason, n)| format!("{} {n}", escape(reason))).collect();
-        let _ = write!(
-            html,
-            "<p>{} pairs accepted, {rejected} candidates rejected ({share:.1} %): {}</p>",
-            stage.pairs_accepted,
-            all.join(", ")
-        );
+        push_rejected(html, stage, rejected)?;
     }
     html.push_str("<div class=\"charts\">");
     for (name, distribution) in &stage.distributions {
@@ -218,6 +222,53 @@ fn push_stage(html: &mut String, stage: &StageFigures, history: &[StepRecord]) {
         push_curves(html, history);
     }
     html.push_str("</div>");
+    Ok(())
+}
+
+/// How many candidates were turned down for what, and a few of them.
+fn push_rejected(
+    html: &mut String,
+    stage: &StageFigures,
+    rejected: &BTreeMap<String, Vec<Rejected>>,
+) -> Result<()> {
+    let all: u64 = stage.pairs_rejected.values().sum();
+    let share = 100.0 * all as f64 / (all + stage.pairs_accepted).max(1) as f64;
+    let _ = write!(
+        html,
+        "<p>{} pairs accepted, {all} candidates rejected ({share:.1} %):</p><div class=\"wide\"><table>",
+        stage.pairs_accepted
+    );
+    for (reason, count) in &stage.pairs_rejected {
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td>{count}</td><td><span class=\"track\"><i style=\"width:{:.1}%\"></i></span></td></tr>",
+            escape(reason),
+            100.0 * *count as f64 / all.max(1) as f64
+        );
+    }
+    html.push_str("</table></div>");
+    for (reason, shown) in rejected {
+        let _ = write!(html, "<h3>{}</h3>", escape(&format!("Turned down: {reason}")));
+        for one in shown {
+            let scores =
+                if one.scores.is_empty() { String::new() } else { format!(" ({})", one.scores.join(", ")) };
+            let _ = write!(
+                html,
+                "<div class=\"case\"><p>{}</p><div>",
+                escape(&format!("{}{scores}", one.prompt))
+            );
+            let pictures = one.reference.iter().map(|picture| ("reference", picture));
+            for (heading, picture) in pictures.chain([("candidate", &one.target)]) {
+                let (class, source) = embedded(picture)?;
+                let _ = write!(
+                    html,
+                    "<figure><img class=\"{class}\" alt=\"{heading}\" src=\"{source}\"><figcaption>{heading}</figcaption></figure>"
+                );
+            }
+            html.push_str("</div></div>");
+        }
+    }
+    Ok(())
 }
 
 fn push_curves(html: &mut String, history: &[StepRecord]) {
@@ -288,14 +339,26 @@ mod tests {
     fn page(figures: &Figures) -> String {
         let history = [StepRecord { step: 1, loss: 0.5, grad_norm: 1.0, learning_rate: 1e-3, seconds: 0.5 }];
         let (small, large) = (RgbImage::new(32, 32), RgbImage::new(800, 400));
+        let turned_down = Rejected {
+            prompt: "a <mug>".into(),
+            reference: Some(RgbImage::new(8, 8)),
+            target: RgbImage::new(8, 8),
+            scores: vec!["similarity 0.12".into()],
+        };
+        let rejected = BTreeMap::from([("<low>".to_owned(), vec![turned_down])]);
         let blocks = [PictureBlock {
             title: "Subjects".into(),
             unscored: Some("Not scored: <why>.".into()),
             headings: vec!["reference".into(), "target".into(), "<b>".into()],
             rows: vec![PictureRow { prompt: "a <cup>", pictures: vec![&small, &large, &small] }],
         }];
-        let page =
-            Page { figures, pictures: &blocks, histories: vec![&history], spec_yaml: "kind: TrainingJob" };
+        let page = Page {
+            figures,
+            pictures: &blocks,
+            histories: vec![&history],
+            rejected: vec![rejected],
+            spec_yaml: "kind: TrainingJob",
+        };
         render(&page).unwrap()
     }
 
@@ -308,7 +371,10 @@ mod tests {
         assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
         for says in [
             "accepted or not: 12",
-            "similarity_low 12",
+            "<td>similarity_low</td><td>12</td>",
+            "Turned down: &lt;low&gt;",
+            "a &lt;mug&gt; (similarity 0.12)",
+            "<td>stages[0].train.steps</td><td>500</td><td>1000</td>",
             "(1.8 %)",
             "<figcaption>reference</figcaption>",
             "<figcaption>target</figcaption>",
@@ -351,9 +417,12 @@ mod tests {
         figures.scores.clear();
         figures.notes.clear();
         figures.stages[0].pairs_rejected.clear();
-        let page =
-            render(&Page { figures: &figures, pictures: &[], histories: vec![&[]], spec_yaml: "" }).unwrap();
+        figures.stated.clear();
+        let rejected = vec![BTreeMap::new()];
+        let page = Page { figures: &figures, pictures: &[], histories: vec![&[]], rejected, spec_yaml: "" };
+        let page = render(&page).unwrap();
         assert!(!page.contains("nearest subject") && !page.contains("class=\"notes\""), "{page}");
         assert!(!page.contains("rejected") && !page.contains("no data"), "{page}");
+        assert!(!page.contains("What the spec changes"), "{page}");
     }
 }

@@ -126,6 +126,7 @@ fn trainer_sends(
             .map(|why| Command::DrainAttempt(attempt.attempt.clone(), why));
         if view.running.contains(&attempt.attempt) {
             drain.into_iter().for_each(&mut send);
+            rescue(nodes, record, view, attempt).into_iter().for_each(&mut send);
             // With no curator in sight the ranks keep the addresses that they have.
             let sent = view.curators_sent.get(&attempt.attempt);
             if !curators.is_empty() && sent.is_none_or(|sent| sent != curators) {
@@ -149,6 +150,18 @@ fn trainer_sends(
             drain.into_iter().for_each(&mut send);
         }
     }
+}
+
+/// The ranks on a node that is in sight wait for such as are lost: they are told so, once.
+fn rescue(
+    nodes: &DecideContext<'_>,
+    record: &NodeRecord,
+    view: &NodeView,
+    attempt: &AttemptRecord,
+) -> Option<Command> {
+    let lost = &nodes.gang(&attempt.attempt)?.lost_nodes;
+    let told = lost.is_empty() || lost.contains(&record.id) || view.rescues_sent.contains(&attempt.attempt);
+    (!told).then(|| Command::RescueAttempt(attempt.attempt.clone(), lost.clone()))
 }
 
 /// Its stage has just got its final checkpoint from it: the ranks end by themselves.

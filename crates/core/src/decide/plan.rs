@@ -1,6 +1,6 @@
 //! What a decision gives: writes, commands, and what there is to tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::ids::{AttemptRef, IdMap, JobId, NodeId, StageRef};
@@ -93,6 +93,8 @@ pub enum Command {
     StopAttempt(AttemptRef, String),
     /// Save a checkpoint and end, on every node of the gang.
     DrainAttempt(AttemptRef, String),
+    /// These nodes of the gang are lost: save what was done before, and end.
+    RescueAttempt(AttemptRef, BTreeSet<NodeId>),
     UpdateCurators(AttemptRef, Vec<String>),
     AssignCuration(StageRef),
     ReleaseCuration(StageRef, String),

@@ -86,6 +86,30 @@ fn watch(gang: &Gang, until: u64, mut heard: impl FnMut(usize, u64) -> bool) -> 
     None
 }
 
+/// The same; when the others are first seen to wait for nodes of which nothing is heard, and which those are.
+fn watch_lost(
+    gang: &Gang,
+    until: u64,
+    heard: impl Fn(usize, u64) -> bool,
+) -> Option<(u64, BTreeSet<NodeId>)> {
+    let (mut views, mut heard_at) = (RankViews::default(), vec![0; gang.own.len()]);
+    for now in (0..until).step_by(500) {
+        for (rank, heard_at) in heard_at.iter_mut().enumerate() {
+            if (now + 500 * rank as u64).is_multiple_of(2000) && heard(rank, now) {
+                *heard_at = now;
+                views.take(&node(rank), vec![gang.word(rank, now)], Timestamp(now));
+            }
+        }
+        let silent = heard_at.iter().enumerate();
+        let silent = silent.filter(|(_, at)| Duration::from_millis(now - **at) >= NODE_LOST_AFTER);
+        let silent: BTreeSet<NodeId> = silent.map(|(rank, _)| node(rank)).collect();
+        if !silent.is_empty() && views.wait_for(&silent, Timestamp(now)) {
+            return Some((now, silent));
+        }
+    }
+    None
+}
+
 fn gangs() -> impl Strategy<Value = Gang> {
     // From nano to minutes a step; ranks up to 30 % apart.
     let own = (1u64..12_000, proptest::collection::vec(100u64..130, 1..6)).prop_map(|(base, percents)| {
@@ -106,6 +130,31 @@ proptest! {
         });
         let found = watch(&gang, 400_000, heard);
         prop_assert!(found.is_none(), "{found:?}");
+    }
+
+    #[test]
+    fn a_gang_that_steps_loses_no_node_however_those_fall_silent(
+        gang in gangs(), silences in proptest::collection::vec((0usize..6, 0u64..300_000, 0u64..90_000), 0..6),
+    ) {
+        let heard = |rank, now| !silences.iter().any(|(of, from, long)| {
+            *of == rank && (*from..from + long).contains(&now)
+        });
+        let found = watch_lost(&gang, 400_000, heard);
+        prop_assert!(found.is_none(), "{found:?}");
+    }
+
+    #[test]
+    fn a_node_that_vanishes_without_a_word_is_found_within_ten_seconds_and_four_steps(
+        gang in gangs().prop_filter("others wait", |gang| gang.own.len() > 1),
+        lost in 0usize..6, after in 4u64..40, within in 0u64..100,
+    ) {
+        let (lost, step) = (lost % gang.own.len(), gang.step_time());
+        let since = after * step + step * within / 100;
+        let gang = Gang { freeze: Some((lost, since, false)), ..gang };
+        let found = watch_lost(&gang, since + 20_000 + 5 * step, |rank, now| rank != lost || now < since);
+        let Some((at, nodes)) = found else { return Err(TestCaseError::fail("not found")) };
+        prop_assert_eq!(nodes, BTreeSet::from([node(lost)]));
+        prop_assert!(at >= since + 3000 && at <= since + 10_000 + 4 * step, "{at} after {since}");
     }
 
     #[test]

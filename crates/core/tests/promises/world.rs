@@ -455,7 +455,7 @@ impl World {
                         node.reports.push((known, NodeReport::Stopped));
                     }
                 }
-                Command::UpdateCurators(..) => {}
+                Command::UpdateCurators(..) | Command::RescueAttempt(..) => {}
                 Command::AssignCuration(stage) => {
                     node.curating.insert(stage);
                 }

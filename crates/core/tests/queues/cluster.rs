@@ -170,6 +170,7 @@ impl Cluster {
                     }
                     Command::StopAttempt(attempt, _) => Some((attempt, NodeReport::Stopped)),
                     Command::StartAttempt(..)
+                    | Command::RescueAttempt(..)
                     | Command::UpdateCurators(..)
                     | Command::AssignCuration(_)
                     | Command::ReleaseCuration(..) => None,

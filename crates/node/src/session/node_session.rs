@@ -18,8 +18,8 @@ use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
     AssignCuration, CollectObjects, DrainAttempt, Heartbeat, Hello, LogBatch, NodeDrains, NodeHealth,
-    OpenSessionRequest, OpenSessionResponse, ReadObject, ReleaseCuration, StartAttempt, StopAttempt,
-    UpdateCurators, Welcome,
+    OpenSessionRequest, OpenSessionResponse, ReadObject, ReleaseCuration, RescueAttempt, StartAttempt,
+    StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -58,6 +58,7 @@ pub enum Command {
     StartAttempt(Box<StartAttempt>),
     StopAttempt(StopAttempt),
     DrainAttempt(DrainAttempt),
+    RescueAttempt(RescueAttempt),
     UpdateCurators(UpdateCurators),
     AssignCuration(Box<AssignCuration>),
     ReleaseCuration(ReleaseCuration),
@@ -321,6 +322,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
         Some(Down::StartAttempt(start)) => Some(Command::StartAttempt(Box::new(start))),
         Some(Down::StopAttempt(stop)) => Some(Command::StopAttempt(stop)),
         Some(Down::DrainAttempt(drain)) => Some(Command::DrainAttempt(drain)),
+        Some(Down::RescueAttempt(rescue)) => Some(Command::RescueAttempt(rescue)),
         Some(Down::UpdateCurators(update)) => Some(Command::UpdateCurators(update)),
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(Box::new(assign))),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),

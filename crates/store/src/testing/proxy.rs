@@ -77,31 +77,38 @@ async fn accept(listener: TcpListener, target: String, switch: watch::Receiver<S
 async fn forward(client: TcpStream, server: TcpStream, mut switch: watch::Receiver<Switch>, cuts: u64) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let of_requests = switch.clone();
     let of_answers = switch.clone();
     tokio::select! {
         // Looked at first, whatever woke this up.
         biased;
         _ = switch.wait_for(|switch| switch.cuts != cuts) => {}
-        _ = pass_requests(from_client, to_server) => {}
-        _ = pass_answers(from_server, to_client, of_answers) => {}
+        _ = pass_requests(from_client, to_server, of_requests, cuts) => {}
+        _ = pass_answers(from_server, to_client, of_answers, cuts) => {}
     }
 }
 
-async fn pass_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
-    tokio::io::copy(&mut from, &mut to).await.map(|_| ())
+async fn pass_requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    switch: watch::Receiver<Switch>,
+    cuts: u64,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while let Some(length) = read_before_cut(&mut from, &mut buffer, &switch, cuts).await? {
+        to.write_all(&buffer[..length]).await?;
+    }
+    Ok(())
 }
 
 async fn pass_answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut switch: watch::Receiver<Switch>,
+    cuts: u64,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; 16 << 10];
-    loop {
-        let length = from.read(&mut buffer).await?;
-        if length == 0 {
-            return Ok(());
-        }
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while let Some(length) = read_before_cut(&mut from, &mut buffer, &switch, cuts).await? {
         if switch.borrow().traffic == Traffic::LosesAnswers {
             // Bytes are missing from now on: there is no way back for this connection.
             let mut nowhere = tokio::io::sink();
@@ -112,4 +119,19 @@ async fn pass_answers(
         }
         to.write_all(&buffer[..length]).await?;
     }
+    Ok(())
 }
+
+/// The bytes read next; none at the end, and none where all was cut. A task that was about to read when the cut came reads on
+/// before it waits again, and what it reads may be from after the cut: so the switch is looked at once more after each read.
+async fn read_before_cut(
+    from: &mut OwnedReadHalf,
+    buffer: &mut [u8],
+    switch: &watch::Receiver<Switch>,
+    cuts: u64,
+) -> io::Result<Option<usize>> {
+    let length = from.read(buffer).await?;
+    Ok((length > 0 && switch.borrow().cuts == cuts).then_some(length))
+}
+
+const BUFFER_BYTES: usize = 16 << 10;

@@ -268,7 +268,8 @@ impl<'t> World<'t> {
                     Command::StopAttempt(attempt, _) => {
                         self.report(&send.node, &attempt, NodeReport::Stopped)
                     }
-                    Command::UpdateCurators(..)
+                    Command::RescueAttempt(..)
+                    | Command::UpdateCurators(..)
                     | Command::AssignCuration(_)
                     | Command::ReleaseCuration(..) => {}
                 }

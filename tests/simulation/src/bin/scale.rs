@@ -118,6 +118,7 @@ impl World {
                 }
                 Command::StopAttempt(attempt, _) => (attempt, NodeReport::Stopped),
                 Command::DrainAttempt(..)
+                | Command::RescueAttempt(..)
                 | Command::UpdateCurators(..)
                 | Command::AssignCuration(_)
                 | Command::ReleaseCuration(..) => continue,
