@@ -60,6 +60,11 @@ fn continuation_request(job_id: String) -> v1::PlanContinuationRequest {
     v1::PlanContinuationRequest { job_id, steps: 8, name: String::new() }
 }
 
+fn file_request(job_id: String, attempt: &v1::AttemptRef) -> v1::ReadCheckpointFileRequest {
+    let path = checkpoint(attempt, attempt.generation).path;
+    v1::ReadCheckpointFileRequest { job_id, path, name: "dit_lora.safetensors".into() }
+}
+
 fn views_request(job_id: String) -> v1::WatchViewsRequest {
     let shows = Some(v1::view::Shows::Job(v1::JobView { job_id }));
     v1::WatchViewsRequest { views: vec![v1::View { view_id: 1, shows }] }
@@ -151,11 +156,7 @@ impl Scene {
                 reason: "torn".into(),
             }
             .encode_to_vec(),
-            "ReadCheckpointFile" => {
-                let path = checkpoint(&self.attempt, self.attempt.generation).path;
-                v1::ReadCheckpointFileRequest { job_id, path, name: "dit_lora.safetensors".into() }
-                    .encode_to_vec()
-            }
+            "ReadCheckpointFile" => file_request(job_id, &self.attempt).encode_to_vec(),
             "SendObject" => {
                 let message = Some(v1::send_object_request::Message::ReadId("nobody's".into()));
                 v1::SendObjectRequest { message }.encode_to_vec()
