@@ -18,7 +18,8 @@ use crate::engine::{ShownJob, Snapshot};
 pub enum Looking {
     Jobs(v1::JobsView, Box<JobsTold>),
     Job(v1::JobView, Box<v1::JobShown>),
-    Nodes(BTreeMap<String, v1::Node>),
+    /// None before the first.
+    Nodes(Option<BTreeMap<String, v1::Node>>),
     Queues(Option<v1::ListQueuesResponse>),
     Curves(v1::CurvesView, BTreeMap<String, Cursor>),
     /// Lines come by themselves.
@@ -63,7 +64,7 @@ impl Looking {
         match shows {
             Shows::Jobs(view) => Self::Jobs(view, Box::default()),
             Shows::Job(view) => Self::Job(view, Box::default()),
-            Shows::Nodes(v1::NodesView {}) => Self::Nodes(BTreeMap::new()),
+            Shows::Nodes(v1::NodesView {}) => Self::Nodes(None),
             Shows::Queues(v1::QueuesView {}) => Self::Queues(None),
             Shows::Curves(view) => Self::Curves(view, BTreeMap::new()),
             Shows::Log(view) => Self::Log(view),
@@ -144,19 +145,21 @@ fn news_of<T: Clone + PartialEq>(told: &mut Option<T>, now: T) -> Option<T> {
     Some(now)
 }
 
-fn told_nodes(told: &mut BTreeMap<String, v1::Node>, nodes: Vec<v1::Node>) -> Option<Shown> {
-    let mut before = std::mem::take(told);
-    let first = before.is_empty();
+fn told_nodes(told: &mut Option<BTreeMap<String, v1::Node>>, nodes: Vec<v1::Node>) -> Option<Shown> {
+    let is_first = told.is_none();
+    let mut before = told.take().unwrap_or_default();
+    let mut now = BTreeMap::new();
     let mut changed = Vec::new();
     for node in nodes {
         if before.remove(&node.node_id).as_ref() != Some(&node) {
             changed.push(node.clone());
         }
-        told.insert(node.node_id.clone(), node);
+        now.insert(node.node_id.clone(), node);
     }
+    *told = Some(now);
     let gone: Vec<String> = before.into_keys().collect();
-    // That there are none is news once: to who has seen none it is told at every look, which costs nothing.
-    let is_news = !changed.is_empty() || !gone.is_empty() || (first && told.is_empty());
+    // That there are none is news once.
+    let is_news = is_first || !changed.is_empty() || !gone.is_empty();
     is_news.then_some(Shown::Nodes(v1::NodesShown { changed, gone }))
 }
 
@@ -212,11 +215,13 @@ mod tests {
     #[test]
     fn of_nodes_the_changed_and_the_gone_are_told() {
         let node = |id: &str, slots| v1::Node { node_id: id.into(), slots, ..v1::Node::default() };
-        let mut told = BTreeMap::new();
+        let mut told = None;
         let mut tell = |nodes| match told_nodes(&mut told, nodes) {
             Some(Shown::Nodes(shown)) => Some((shown.changed.len(), shown.gone)),
             _ => None,
         };
+        assert_eq!(tell(vec![]), Some((0, vec![])), "that there are none is told once");
+        assert_eq!(tell(vec![]), None);
         assert_eq!(tell(vec![node("a", 1), node("b", 1)]), Some((2, vec![])));
         assert_eq!(tell(vec![node("a", 1), node("b", 1)]), None);
         assert_eq!(tell(vec![node("a", 2)]), Some((1, vec!["b".to_owned()])));
