@@ -1,5 +1,5 @@
 import { Code, ConnectError } from "@connectrpc/connect";
-import { useCallback, useEffect, useState } from "preact/hooks";
+import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ClusterPage } from "./pages/cluster.tsx";
 import { ComparePage } from "./pages/compare.tsx";
 import { JobPage } from "./pages/job.tsx";
@@ -94,8 +94,11 @@ function Frame({ leave }: { leave: (why: string) => void }) {
       {text}
     </a>
   );
+  const opened = useRef(false);
   useEffect(() => {
-    document.getElementById("content")?.focus({ preventScroll: true });
+    // Who has just opened the page begins at its top; who goes on to another view, at that.
+    if (opened.current) document.getElementById("content")?.focus({ preventScroll: true });
+    opened.current = true;
     scrollTo(0, 0);
   }, [route.path.join("/")]);
   return (
