@@ -236,10 +236,10 @@ test("over TLS with tokens a viewer sees no action, and an admin does", async ()
   assert.deepEqual(await faults(page, "login"), []);
   // What is refused without a token is in no console of a mistake.
   await page.getByLabel("Token").fill("a-token-that-nobody-gave-out");
-  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("button", { name: "Sign in", exact: true }).click();
   await page.getByRole("alert").waitFor();
   await page.getByLabel("Token").fill(lone.tokens.viewer);
-  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("button", { name: "Sign in", exact: true }).click();
   await page.getByRole("heading", { name: job }).waitFor();
   await badge(page, "queued").waitFor();
   await page.getByText("vera").waitFor();
@@ -255,7 +255,7 @@ test("over TLS with tokens a viewer sees no action, and an admin does", async ()
   assert.equal(protocol, "h2");
   await page.getByRole("button", { name: "Sign out" }).click();
   await page.getByLabel("Token").fill(lone.tokens.admin);
-  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("button", { name: "Sign in", exact: true }).click();
   await page.getByRole("link", { name: "Cluster" }).waitFor();
   await page.goto(`${lone.url}/#/jobs/${job}`);
   await page.getByRole("button", { name: "Pause" }).waitFor();
