@@ -154,7 +154,9 @@ class WandbTracker:
     def _read_back(self, job_id: str) -> Written:
         """What the files of earlier runs hold, of which each has what the ones before it lack."""
         lines: list[str] = []
-        for file in sorted(self._folder.glob(f"wandb/offline-run-*-{job_id}/run-{job_id}.wandb")):
+        files = self._folder.glob(f"wandb/offline-run-*/run-{job_id}.wandb")
+        # Folders are named by time and id, and in one second by a number behind.
+        for file in sorted(files, key=lambda file: file.parent.name):
             command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:

@@ -190,9 +190,9 @@ def _figures(job: Job, spec: object, endings: Mapping[tuple[str, str], Ending]) 
 
 def differences(specs: Sequence[object]) -> tuple[Difference, ...]:
     """The leaves in which specs differ, in the order of the first spec that has them."""
-    leaves = [dict(leaves("", spec)) for spec in specs]
-    paths = dict.fromkeys(path for one in leaves for path in one)
-    rows = [Difference(path, tuple(one.get(path, ABSENT) for one in leaves)) for path in paths]
+    flat = [dict(leaves("", spec)) for spec in specs]
+    paths = dict.fromkeys(path for one in flat for path in one)
+    rows = [Difference(path, tuple(one.get(path, ABSENT) for one in flat)) for path in paths]
     return tuple(row for row in rows if any(not _same(value, row.values[0]) for value in row.values[1:]))
 
 

@@ -128,7 +128,9 @@ def upload(folder: pathlib.Path, repo: str, message: str, *, public: bool = Fals
         )
     # What is below the client (xet) raises errors of all kinds.
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError, RuntimeError, ValueError) as error:
-        raise HubError(f"{repo}: {error}") from error
+        # Where only xet is refused, the client does not go on to LFS by itself.
+        hint = "; HF_HUB_DISABLE_XET=1 sends by LFS instead" if "xet" in str(error) else ""
+        raise HubError(f"{repo}: {error}{hint}") from error
     left = "; the card was changed there, and stays: --replace-card replaces it" if kept else ""
     return f"{commit.commit_url}{left}"
 

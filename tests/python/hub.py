@@ -18,6 +18,7 @@ class Hub(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.repos, self.files, self.commits, self.lfs, self.xorbs = [], {}, {}, [], {}, {}
+        self.refuses_xet = False
 
     @property
     def url(self):
@@ -133,8 +134,10 @@ def resolve(handler, hub, body, name):
 
 
 def xet_token(handler, hub, body):
+    if hub.refuses_xet:
+        return handler.answer(403, {"error": "not here"})
     told = {"accessToken": "xet", "exp": 4102444800, "casUrl": f"{hub.url}/cas"}
-    handler.answer(200, told, X_Xet_Cas_Url=told["casUrl"], X_Xet_Access_Token="xet", X_Xet_Token_Expiration="4102444800")
+    return handler.answer(200, told, X_Xet_Cas_Url=told["casUrl"], X_Xet_Access_Token="xet", X_Xet_Token_Expiration="4102444800")
 
 
 def xet_xorb(handler, hub, body, name):

@@ -233,6 +233,16 @@ def test_a_token_that_is_refused_is_an_error(hub, folder, xet):
 
 
 @hub_only
+def test_where_only_xet_is_refused_the_way_around_is_told(hub, folder):
+    hub.refuses_xet = True
+    done = upload(hub, folder, xet=True)
+    assert done.returncode != 0 and "HF_HUB_DISABLE_XET=1 sends by LFS instead" in done.stderr
+    assert not hub.commits
+    right(upload(hub, folder))
+    assert LORA in hub.files
+
+
+@hub_only
 def test_a_card_that_was_changed_there_stays(hub, folder):
     right(upload(hub, folder, public=True))
     assert hub.repos == {"user/name": {"private": False}}

@@ -16,7 +16,7 @@ import urllib.request
 
 import crescendo
 import pytest
-from conftest import eventually, spec
+from conftest import DEADLINE_SECONDS, eventually, spec
 from crescendo import _tracked, track
 from crescendo._tracked import TrackerError
 from crescendo.records import JobState
@@ -212,7 +212,8 @@ def offline(monkeypatch, tmp_path):
 def records(folder, job_id="two-abc123"):
     """Of all files of a run in the order in which they are sent."""
     found = []
-    for file in sorted(folder.glob(f"wandb/offline-run-*-{job_id}/*.wandb")):
+    files = folder.glob(f"wandb/offline-run-*/run-{job_id}.wandb")
+    for file in sorted(files, key=lambda file: file.parent.name):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found.append([json.loads(line) for line in told.splitlines()])
@@ -224,17 +225,11 @@ def rows(folder, job_id="two-abc123"):
     return [record["history"] for record in of_all if record["type"] == "history"]
 
 
-def wandb_tracker(folder):
-    # Folders have the second in their names: two within one would be the same.
-    time.sleep(1.1)
-    return track.WandbTracker("p", folder)
-
-
 @wandb_only
 def test_wandb_has_the_values_of_the_history(offline):
     lines = line(1, loss=None, skipped=True, at_unix_secs=1001.25) + line(2, loss=1 / 3, at_unix_secs=1003.5)
     stages = [("stage-1", lines.encode()), ("stage-2", history(1, 2))]
-    assert bring(wandb_tracker(offline), FAILED, *stages) == [2, 2]
+    assert bring(track.WandbTracker("p", offline), FAILED, *stages) == [2, 2]
     first, second, third, _ = rows(offline)
     assert [row["step"]["num"] for row in rows(offline)] == [1, 2, 61, 62]
     item = {name: value for name, value in first["item"].items() if name not in ("_runtime", "_step")}
@@ -268,7 +263,7 @@ def test_wandb_gets_what_it_lacks_and_no_step_below_the_last(offline):
     # The last is of an attempt that began again at a damaged checkpoint.
     attempts += [(SUCCEEDED, history(1, 20, loss=9.0)), (SUCCEEDED, history(1, 20, loss=9.0))]
     for job, content in attempts:
-        added += bring(wandb_tracker(offline), job, ("stage-1", content))
+        added += bring(track.WandbTracker("p", offline), job, ("stage-1", content))
     assert added == [10, 0, 15, 0, 0]
     assert [(row["step"]["num"], row["item"]["stage-1/loss"]) for row in rows(offline)] == [(n, 0.5) for n in range(1, 26)]
     files = records(offline)
@@ -301,18 +296,18 @@ def test_wandb_goes_on_behind_what_a_process_that_was_killed_has_written(offline
     finally:
         process.kill()
         process.wait()
-    bring(wandb_tracker(offline), SUCCEEDED, ("stage-1", history(1, 40)))
+    bring(track.WandbTracker("p", offline), SUCCEEDED, ("stage-1", history(1, 40)))
     assert [row["step"]["num"] for row in rows(offline)] == list(range(1, 41))
 
 
 # --- A real job ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(cluster):
-    """A job that was retried: its history goes over two attempts."""
+def interrupted(cluster, name, begin=lambda job_id: None):
+    """A job whose trainer is killed: its history goes over two attempts."""
     with crescendo.Client(cluster.address) as client:
-        job = client.submit(spec(steps=60, name="tracked"))
+        job = client.submit(spec(steps=60, name=name))
+        begin(job.job_id)
         killed = False
         for told in client.watch(job):
             if not killed and told.stages[0].checkpoint_step >= 10:
@@ -329,11 +324,20 @@ def recorded(cluster, job):
 
 
 @mlflow_only
-def test_a_job_that_was_interrupted_is_in_mlflow_step_by_step(trained, cluster, mlflow_uri):
-    program = [sys.executable, "-m", "crescendo.track", trained.job_id, "--to", "mlflow", "--tracking-uri", mlflow_uri]
-    program += ["--controller", cluster.address, "--follow"]
-    told = [subprocess.run(program, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    assert told[0].startswith(f"60 steps of {trained.job_id} added: run ") and told[1].startswith("0 steps")
+def test_a_job_that_is_interrupted_is_in_mlflow_step_by_step(cluster, mlflow_uri):
+    """Followed from its beginning."""
+    followers = []
+
+    def begin(job_id):
+        program = [sys.executable, "-m", "crescendo.track", job_id, "--to", "mlflow", "--tracking-uri", mlflow_uri]
+        program += ["--controller", cluster.address, "--follow"]
+        followers.append(subprocess.Popen(program, stdout=subprocess.PIPE, text=True))
+
+    trained = interrupted(cluster, "followed", begin)
+    told = followers[0].communicate(timeout=DEADLINE_SECONDS)[0]
+    begin(trained.job_id)
+    assert told.startswith(f"60 steps of {trained.job_id} added: run ")
+    assert followers[1].communicate(timeout=DEADLINE_SECONDS)[0].startswith("0 steps")
     run = Read(mlflow_uri, "crescendo", trained.job_id)
     lines = recorded(cluster, trained)
     for curve, field in [("loss", "loss"), ("grad_norm", "grad_norm"), ("step_seconds", "seconds")]:
@@ -344,7 +348,8 @@ def test_a_job_that_was_interrupted_is_in_mlflow_step_by_step(trained, cluster, 
 
 
 @wandb_only
-def test_a_job_that_was_interrupted_is_in_wandb_step_by_step(trained, cluster, offline):
+def test_a_job_that_was_interrupted_is_in_wandb_step_by_step(cluster, offline):
+    trained = interrupted(cluster, "tracked")
     program = [sys.executable, "-m", "crescendo.track", trained.job_id, "--to", "wandb", "--dir", str(offline)]
     program += ["--controller", cluster.address]
     told = [subprocess.run(program, capture_output=True, text=True, check=True).stdout for _ in range(2)]
