@@ -415,6 +415,17 @@ impl AccessService for Fake {
         let at = part.who.at.or_else(|| Some(std::time::SystemTime::now().into()));
         Ok(Response::new(WhoAmIResponse { at, ..part.who.clone() }))
     }
+
+    async fn get_login(&self, _: Request<GetLoginRequest>) -> Result<Response<GetLoginResponse>, Status> {
+        Err(Status::unimplemented("no login is played here"))
+    }
+
+    async fn exchange_code(
+        &self,
+        _: Request<ExchangeCodeRequest>,
+    ) -> Result<Response<ExchangeCodeResponse>, Status> {
+        Err(Status::unimplemented("no login is played here"))
+    }
 }
 
 #[tonic::async_trait]
