@@ -18,12 +18,12 @@ function environment(folder) {
   return { ...Object.fromEntries(own), XDG_STATE_HOME: folder, XDG_CONFIG_HOME: folder };
 }
 
-export async function eventually(what, check) {
-  const end = Date.now() + LIMIT_MILLIS;
+export async function eventually(what, check, limitMillis = LIMIT_MILLIS) {
+  const end = Date.now() + limitMillis;
   for (;;) {
     const found = await check();
     if (found) return found;
-    if (Date.now() > end) throw new Error(`${what}: not within ${LIMIT_MILLIS / 1000} s`);
+    if (Date.now() > end) throw new Error(`${what}: not within ${limitMillis / 1000} s`);
     await new Promise((done) => setTimeout(done, 50));
   }
 }

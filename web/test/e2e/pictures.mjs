@@ -5,6 +5,8 @@ import { join } from "node:path";
 import { launch, visitor } from "./browser.mjs";
 import { ROOT, eventually, spec, up } from "./cluster.mjs";
 
+/** Jobs are small, and machines slow. */
+const LIMIT_MILLIS = 600_000;
 const folder = mkdtempSync(join(tmpdir(), "crescendo-pictures-"));
 const into = (name) => join(ROOT, "docs/pictures", `web-${name}.png`);
 const [browser, cluster] = await Promise.all([launch(), up(folder)]);
@@ -13,13 +15,13 @@ try {
   const fast = job("cats", { steps: 160, rate: "1e-3" });
   const slow = job("cats", { steps: 160, rate: "1e-4" });
   job("broken", { subjects: "/data/subjects-v3" });
-  const ended = (id) => eventually(`${id} ends`, () => cluster.get(id).state === "succeeded");
+  const ended = (id) => eventually(`${id} ends`, () => cluster.get(id).state === "succeeded", LIMIT_MILLIS);
   await Promise.all([ended(fast), ended(slow)]);
   const long = job("products", { steps: 4000, stages: 2, rate: "5e-4" });
   const other = job("portraits", { steps: 6000, stages: 2, rate: "3e-4" });
   job("nightly", { steps: 5000 });
   cluster.cli("note", long, "the one with the new captions");
-  await eventually("it trains a while", () => Number(cluster.get(long).stages[0].step) > 120);
+  await eventually("it trains a while", () => Number(cluster.get(long).stages[0].step) > 120, LIMIT_MILLIS);
   const own = await visitor(browser, cluster.url, { viewport: { width: 1180, height: 760 } });
   const shoot = async (page, name, route, ready) => {
     await page.goto(`${cluster.url}/#/${route}`);
