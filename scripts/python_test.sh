@@ -50,4 +50,4 @@ purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$dist"/*.whl
 
 export CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python CRESCENDO_PYTHON_TOOLS=$venv
-"$dist/venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}" "$@"
+"$dist/venv/bin/python" -m pytest -q -rs -p no:cacheprovider "${tests[@]}" "$@"
