@@ -70,7 +70,7 @@ test-light: tools ## Build and test, without libtorch, the crates that need none
 python-test: ## Build the Python client, and test its types, its style and what it makes of played controllers
 	@scripts/python_test.sh
 
-track-test: ## What MLflow, W&B and the Hugging Face Hub are told of jobs, with their own packages (700 MB); jobs of target/debug where built
+track-test: ## What MLflow, W&B and the Hugging Face Hub are told of jobs, with their own packages (1 GB); jobs of target/debug where built
 	@programs=$${CARGO_TARGET_DIR:-target}/debug; [ ! -x $$programs/crescendo ] || export CRESCENDO_BIN=$$programs; scripts/track_test.sh
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
