@@ -76,7 +76,7 @@ web: setup ## Build the web page into web/dist, where Node.js is there; the next
 web-test: ## Test the web page, with target/debug in a real browser; what is missing for that is said
 	@scripts/web_test.sh
 
-track-test: ## What MLflow, W&B and the Hugging Face Hub are told of jobs, with their own packages (700 MB); jobs of target/debug where built
+track-test: ## What MLflow, W&B and the Hugging Face Hub are told of jobs, with their own packages (1 GB); jobs of target/debug where built
 	@programs=$${CARGO_TARGET_DIR:-target}/debug; [ ! -x $$programs/crescendo ] || export CRESCENDO_BIN=$$programs; scripts/track_test.sh
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster

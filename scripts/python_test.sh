@@ -2,7 +2,7 @@
 # Builds the Python client (python/), installs its wheel and tests it with the real grpcio: tests/python. Arguments go to
 # pytest. With CRESCENDO_BIN set to a folder of built binaries, against a real cluster on this machine; without it, only
 # what needs none. With `--trackers` as its first argument only what trackers and the Hub are told, in an environment that
-# has MLflow, wandb and huggingface_hub, some 700 MB: scripts/track_test.sh.
+# has MLflow, wandb and huggingface_hub, some 1 GB: scripts/track_test.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -50,4 +50,4 @@ purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$dist"/*.whl
 
 export CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python CRESCENDO_PYTHON_TOOLS=$venv
-"$dist/venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}" "$@"
+"$dist/venv/bin/python" -m pytest -q -rs -p no:cacheprovider "${tests[@]}" "$@"

@@ -271,7 +271,7 @@ class Job:
     finished_at: datetime | None
     #: Of the record; a watch can go on from it.
     revision: int
-    #: The spec with every default filled in, YAML. Empty in lists.
+    #: The spec with every default filled in, YAML. Empty in lists and watches.
     resolved_spec_yaml: str
     request_id: str
     #: Slots that its ranks hold now. A job that is paused holds them until it has saved.

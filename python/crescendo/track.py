@@ -7,6 +7,7 @@ interrupted: with every checkpoint there are more of them. What the tracker has 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -64,7 +65,10 @@ def track(
     try:
         export.bring(told)
         if follow:
-            for told in client.watch(job_id):
+            spec = told.resolved_spec_yaml
+            for seen in client.watch(job_id):
+                # Watches leave out the spec.
+                told = dataclasses.replace(seen, resolved_spec_yaml=spec)
                 try:
                     export.bring(told)
                 except TrackerError as error:
