@@ -214,6 +214,12 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     outcome
 }
 
+/// What TensorBoard shows of the stage beside its steps.
+fn shown_run(plan: &RankPlan) -> Run {
+    let hyper_parameters = hyper_parameters::of_stage(&plan.resolved_spec_json, &plan.attempt.stage);
+    Run { global_batch: plan.stage.train.global_batch, hyper_parameters }
+}
+
 /// Takes the curators of the assignment, unless an update came already, which is newer.
 fn take_curators(curators: &watch::Sender<Vec<String>>, plan: &RankPlan) {
     curators.send_if_modified(|now| {
@@ -352,10 +358,7 @@ async fn work(
         events: EventFiles::of(&plan.object_store_url, &store),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),
-        run: Arc::new(Run {
-            global_batch: plan.stage.train.global_batch,
-            hyper_parameters: hyper_parameters::of_stage(&plan.resolved_spec_json, &plan.attempt.stage),
-        }),
+        run: Arc::new(shown_run(&plan)),
         uplink: uplink.clone(),
         copying: Handle::current(),
         outcomes,
