@@ -84,13 +84,13 @@ async fn without(process: &str, metric: &str) -> Result<String> {
 }
 
 /// Waits until TensorBoard's one file has every step. The last of them is appended once the last checkpoint is registered, which
-/// ends the job. The first record says which format it is.
+/// ends the job. Three records are of something else: which format it is, what the stage is trained with, and that it is done.
 async fn await_curve(folder: &Path) -> Result<()> {
     let whole = async {
         loop {
             let files: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().collect();
             if let [Ok(file)] = &files[..] {
-                let steps = records(&std::fs::read(file.path())?).saturating_sub(1);
+                let steps = records(&std::fs::read(file.path())?).saturating_sub(3);
                 ensure!(steps <= STEPS, "{steps} records of {STEPS} steps");
                 if steps == STEPS {
                     return anyhow::Ok(());

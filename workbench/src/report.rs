@@ -27,7 +27,7 @@ mod terminal;
 mod tests;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -49,6 +49,7 @@ use self::machine::Machine;
 use self::objects::Objects;
 use self::page::Page;
 use self::pictures::Drawn;
+use self::rejected::Rejected;
 use self::words::counted;
 
 /// Flags of `report`.
@@ -133,8 +134,6 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     }
     let trained = copy_trained(&left, &args.out)?;
     let was_drawn = shown.drawn.iter().any(Option::is_some);
-    let stages = job.stages.iter().zip(&spec.stages).zip(&left);
-    let stages = stages.map(|((stage, spec), left)| stage_figures(stage, spec, left));
     let figures = Figures {
         model: model_words(&spec, &job.stages),
         job_id: job.job_id.clone(),
@@ -153,7 +152,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         encoder: shown.encoder.take(),
         scores: std::mem::take(&mut shown.scores),
         ceilings: std::mem::take(&mut shown.ceilings),
-        stages: stages.collect(),
+        stages: all_stages(&job, &spec, &left),
         stated: spec::stated(&spec).iter().map(StatedFigures::of).collect(),
         trained: trained.as_ref().map(|path| path.display().to_string()),
         notes,
@@ -162,11 +161,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         figures: &figures,
         pictures: &blocks,
         histories: left.iter().map(|left| left.history.as_slice()).collect(),
-        rejected: job
-            .stages
-            .iter()
-            .map(|stage| rejected::of_stage(&objects, &job.job_id, &stage.name))
-            .collect(),
+        rejected: turned_down(&job, &objects),
         spec_yaml: &job.resolved_spec_yaml,
     };
     written.extend(write(&page, &args.out)?);
@@ -362,6 +357,16 @@ fn model_words(spec: &JobSpec, stages: &[StageJson]) -> String {
         Precision::Fp8 => "fp8".to_owned(),
     };
     format!("{preset}, {precision}, {}", counted(spec.resources.gpus as usize, "rank"))
+}
+
+fn all_stages(job: &Job, spec: &JobSpec, left: &[Left]) -> Vec<StageFigures> {
+    let stages = job.stages.iter().zip(&spec.stages).zip(left);
+    stages.map(|((stage, spec), left)| stage_figures(stage, spec, left)).collect()
+}
+
+/// Of each stage, by reason.
+fn turned_down(job: &Job, objects: &Objects) -> Vec<BTreeMap<String, Vec<Rejected>>> {
+    job.stages.iter().map(|stage| rejected::of_stage(objects, &job.job_id, &stage.name)).collect()
 }
 
 fn stage_figures(stage: &StageJson, spec: &StageSpec, left: &Left) -> StageFigures {

@@ -128,7 +128,8 @@ fn ending_in(repository: &Path, ending: &str) -> Result<Vec<PathBuf>> {
             let path = folder.join(entry.file_name());
             let name = entry.file_name().to_string_lossy().into_owned();
             // Links lead to what is built and fetched.
-            if entry.file_type()?.is_dir() && !name.starts_with('.') && name != "target" {
+            let is_made = matches!(&*name, "target" | "node_modules");
+            if entry.file_type()?.is_dir() && !name.starts_with('.') && !is_made {
                 folders.push(path);
             } else if path.extension().is_some_and(|found| found == ending) && entry.file_type()?.is_file() {
                 found.push(path);

@@ -272,7 +272,11 @@ impl<'a> JobPass<'a, '_> {
         let may = |attempt: &Arc<AttemptRecord>| {
             let holder = self.nodes.state.job(&attempt.attempt.job)?;
             let stage = self.nodes.state.stage(&attempt.attempt.stage_ref())?;
-            let runs = matches!(holder.record.state, JobState::Placing { .. } | JobState::Running { .. });
+            // One that was just resumed, before its ranks had left, is in the queue by its record, and has its place.
+            let runs = matches!(
+                holder.record.state,
+                JobState::Queued | JobState::Placing { .. } | JobState::Running { .. }
+            );
             let is_known = !self.nodes.is_halted(&holder.record.id) && stage.active_shared() == Some(attempt);
             let priority = holder.record.spec.priority;
             let ahead = attempt.ahead_of.as_ref() == Some(&job.record.id);
@@ -317,7 +321,10 @@ impl<'a> JobPass<'a, '_> {
         let slots = victim.attempt.ranks.len();
         let change = Change::JobPreempted { job: id.clone(), by: by.record.id.clone(), slots };
         self.plan.change(change);
-        self.move_job(victim.job, vec![JobEvent::Preempt { by: by.record.id.clone() }]);
+        let placed = victim.job.current_stage().filter(|_| victim.job.record.state == JobState::Queued);
+        let place = placed.map(|stage| JobEvent::Place { stage });
+        let preempt = JobEvent::Preempt { by: by.record.id.clone() };
+        self.move_job(victim.job, place.into_iter().chain([preempt]).collect());
         let why = preemption::makes_room(victim.job, Some(by));
         self.has_to_leave(victim.job, &victim.attempt, why);
         self.plan.wait(&id, PendingReason::Preempted { slots });

@@ -1,6 +1,6 @@
 //! What a spec says that it need not have: the fields whose values would be others if they were left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::emit::to_yaml;
 use super::parse;
@@ -23,19 +23,23 @@ pub fn stated(spec: &JobSpec) -> Vec<StatedField> {
     let yaml = to_yaml(spec);
     let lines: Vec<Line<'_>> = yaml.lines().filter_map(Line::of).collect();
     let paths = paths(&lines);
-    let fields = lines.iter().zip(&paths).enumerate().filter(|(_, (line, path))| {
-        // Who and what a job is has no default worth a word.
-        line.value.is_some() && path.starts_with("spec.")
-    });
-    let found = fields.filter_map(|(at, (line, path))| {
-        let default = match parse(without(&lines, at).as_bytes()) {
-            Ok(other) if other == *spec => return None,
-            Ok(other) => value_at(&other, path),
-            Err(_) => None,
-        };
-        Some(StatedField { path: path.clone(), value: line.value?.to_owned(), default })
-    });
-    found.collect()
+    // Who and what a job is has no default worth a word.
+    let is_field = |at: &usize| lines[*at].value.is_some() && paths[*at].starts_with("spec.");
+    let is_default =
+        |at: &usize| parse(without(&lines, &BTreeSet::from([*at])).as_bytes()).as_ref() == Ok(spec);
+    let (defaults, stated): (BTreeSet<usize>, BTreeSet<usize>) =
+        (0..lines.len()).filter(is_field).partition(is_default);
+    let field = |at: usize| {
+        // Beside nothing that is only filled in, such as `minGpus`, which follows `gpus`.
+        let left_out: BTreeSet<usize> = defaults.iter().copied().chain([at]).collect();
+        let other = parse(without(&lines, &left_out).as_bytes()).ok();
+        StatedField {
+            path: paths[at].clone(),
+            value: lines[at].value.unwrap_or_default().to_owned(),
+            default: other.and_then(|other| value_at(&other, &paths[at])),
+        }
+    };
+    stated.into_iter().map(field).collect()
 }
 
 /// A line of the YAML that [`to_yaml`] writes: a field, or the head of a section.
@@ -65,40 +69,48 @@ impl<'a> Line<'a> {
     }
 }
 
+/// The sections that a line stands in, outermost first.
+struct Section {
+    depth: usize,
+    path: String,
+    /// Of a list, so far.
+    items: usize,
+}
+
 fn paths(lines: &[Line<'_>]) -> Vec<String> {
-    // Of each depth the path down to it, and the items of the list there.
-    let mut above: Vec<(String, usize)> = Vec::new();
+    let mut above: Vec<Section> = Vec::new();
     let mut found = Vec::new();
     for line in lines {
-        above.truncate(line.depth);
-        if line.begins_item
-            && let Some((_, items)) = above.last_mut()
-        {
-            *items += 1;
+        while above.last().is_some_and(|section| section.depth >= line.depth) {
+            above.pop();
         }
-        let parent = match above.last() {
+        let parent = match above.last_mut() {
             None => String::new(),
-            Some((path, 0)) => format!("{path}."),
-            Some((path, items)) => format!("{path}[{}].", items - 1),
+            Some(section) => {
+                section.items += usize::from(line.begins_item);
+                match section.items {
+                    0 => format!("{}.", section.path),
+                    items => format!("{}[{}].", section.path, items - 1),
+                }
+            }
         };
         let path = format!("{parent}{}", line.name);
         if line.value.is_none() {
-            above.resize(line.depth, (path.clone(), 0));
-            above.push((path.clone(), 0));
+            above.push(Section { depth: line.depth, path: path.clone(), items: 0 });
         }
         found.push(path);
     }
     found
 }
 
-/// The YAML without one of its fields, and without the sections that hold nothing then.
-fn without(lines: &[Line<'_>], left_out: usize) -> String {
+/// The YAML without some of its fields, and without the sections that hold nothing then.
+fn without(lines: &[Line<'_>], left_out: &BTreeSet<usize>) -> String {
     let mut kept: Vec<Line<'_>> = Vec::with_capacity(lines.len());
     // An item whose first field is left out begins with its next.
     let mut begins_item = false;
     for (at, line) in lines.iter().enumerate() {
-        if at == left_out {
-            begins_item = line.begins_item;
+        if left_out.contains(&at) {
+            begins_item |= line.begins_item;
             continue;
         }
         while kept.last().is_some_and(|head| head.value.is_none() && head.depth >= line.depth) {
@@ -140,7 +152,6 @@ spec:
   stages:
     - data: {source: compose, subjects: lib, pairs: 8}
     - name: more
-      references: 2
       data: {source: compose, subjects: lib, pairs: 8}
       train: {steps: 20, learningRate: 0.003}
 ";
@@ -183,7 +194,6 @@ spec:
             "spec.stages[0].data.subjects",
             "spec.stages[0].data.pairs",
             "spec.stages[1].name",
-            "spec.stages[1].references",
             "spec.stages[1].data.source",
             "spec.stages[1].data.pairs",
         ];
