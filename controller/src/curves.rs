@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{Generation, StageRef};
 use crescendo_proto::v1;
 use tokio::time::Instant;
@@ -228,12 +229,12 @@ impl Stages {
     }
 }
 
-/// Points of one curve as they were asked for; none if that is too many or too few.
-pub fn points_wanted(max_points: u32) -> Option<usize> {
+/// Points of one curve as they were asked for.
+pub fn points_wanted(max_points: u32) -> Result<usize, RequestError> {
     match max_points as usize {
-        0 => Some(DEFAULT_POINTS),
-        1 => None,
-        points => (points <= MAX_POINTS).then_some(points),
+        0 => Ok(DEFAULT_POINTS),
+        points @ 2..=MAX_POINTS => Ok(points),
+        _ => Err(RequestError::invalid("max_points", format!("must be 2 to {MAX_POINTS}"))),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The history in a checkpoint, as a trace: one line a step since the stage began.
 
 use crescendo_dataset::checkpoint::HISTORY_FILE;
+use crescendo_dataset::digest::sha256_hex;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
 use super::trace::{Point, Trace};
 
@@ -21,7 +21,7 @@ struct Step {
 
 /// Reads a whole history, if it is the one that is registered.
 pub fn parse(content: &[u8], sha256: &str, most_buckets: usize) -> Result<Trace, String> {
-    if hex(&Sha256::digest(content)) != sha256 {
+    if sha256_hex(content) != sha256 {
         return Err(format!("{HISTORY_FILE} is not what is registered: its content has another SHA-256"));
     }
     let mut trace = Trace::new(most_buckets);
@@ -40,16 +40,12 @@ pub fn parse(content: &[u8], sha256: &str, most_buckets: usize) -> Result<Trace,
     Ok(trace)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Trace, String> {
-        parse(text.as_bytes(), &hex(&Sha256::digest(text)), 100)
+        parse(text.as_bytes(), &sha256_hex(text.as_bytes()), 100)
     }
 
     #[test]

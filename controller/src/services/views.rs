@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crescendo_core::access::{Scope, decide, rule_of};
 use crescendo_core::error::RequestError;
+use crescendo_dataset::checkpoint::HISTORY_FILE;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::view::Shows;
 use crescendo_proto::v1::view_service_server::ViewService;
@@ -103,7 +104,7 @@ impl Sight {
             let busy = || status::exhausted("as many files are being read as may be at a time", RETRY_AFTER);
             let expected = self.relays.expect(caller.tenant.clone()).ok_or_else(busy)?;
             let (job, scope, read_id) = (source.stage.job.clone(), caller.scope(), expected.read_id.clone());
-            let (path, name) = (file.path.clone(), shown::history_file());
+            let (path, name) = (file.path.clone(), HISTORY_FILE.to_owned());
             let wanted = |reply| engine::ObjectRequest::ReadFile { job, scope, path, name, read_id, reply };
             self.engine.ask(|reply| engine::Request::Objects(wanted(reply))).await?;
             let most = usize::try_from(file.size_bytes).unwrap_or(usize::MAX);
@@ -174,8 +175,7 @@ impl ViewService for Views {
         let v1::ReadCurvesRequest { job_id: job, stage, max_points } = request.into_inner();
         let job = job_id(&job)?;
         trail.on("job", &job);
-        let most = curves::points_wanted(max_points);
-        let most = checked(most.ok_or_else(|| RequestError::invalid("max_points", "must be 2 to 4000")))?;
+        let most = checked(curves::points_wanted(max_points))?;
         let taken = self.sight.snapshot().await?;
         let sources = checked(taken.1.curve_sources(&job, &stage, &caller.scope()))?;
         let mut found = Vec::new();

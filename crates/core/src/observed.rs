@@ -478,6 +478,10 @@ impl Observed {
         now: Timestamp,
     ) -> Vec<(AttemptRef, BTreeSet<NodeId>)> {
         let mut found = Vec::new();
+        // As it is most of the time: then no gang is looked at.
+        if self.nodes.values().all(|view| now.since(view.last_heard) < NODE_LOST_AFTER) {
+            return found;
+        }
         for attempt in state.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt) {
             let gang = self.gang(&attempt.attempt).filter(|gang| gang.lost_nodes.is_empty());
             let Some(lost) = gang.and_then(|gang| self.lost_nodes(attempt, gang, now)) else { continue };

@@ -6,6 +6,7 @@ import { CurvesViewSchema, JobViewSchema } from "../gen/crescendo/v1/view_pb.ts"
 import { type Difference, differences, leaves } from "../leaves.ts";
 import { Badge, Problem, STATES, useAsked } from "../parts/basics.tsx";
 import { type Look, LookPicker, Plot, type PlotLine } from "../parts/plot.tsx";
+import { StagePicker } from "../parts/stage-picker.tsx";
 import { href } from "../route.ts";
 import { useSession } from "../session.ts";
 import { type Curves, type JobWhole, curves, jobWhole } from "../shown.ts";
@@ -114,18 +115,7 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
       )}
       {ids.length > 1 && <Specs ids={ids} />}
       <div class="controls">
-        {stages.length > 1 && (
-          <label>
-            Stage
-            <select value={stage} onChange={(event) => setPicked(event.currentTarget.value)}>
-              {stages.map((name) => (
-                <option key={name} value={name}>
-                  {name}
-                </option>
-              ))}
-            </select>
-          </label>
-        )}
+        <StagePicker stages={stages} shown={stage} pick={setPicked} />
         <LookPicker look={look} set={setLook} />
       </div>
       <div class="plots">

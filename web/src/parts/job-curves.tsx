@@ -8,6 +8,7 @@ import { curves } from "../shown.ts";
 import { useView } from "../watch/watch.ts";
 import { Problem } from "./basics.tsx";
 import { type Look, LookPicker, Plot, type PlotLine } from "./plot.tsx";
+import { StagePicker } from "./stage-picker.tsx";
 
 export function JobCurves({ job }: { job: Job }) {
   const { value, failed } = useView(
@@ -33,18 +34,7 @@ export function JobCurves({ job }: { job: Job }) {
   return (
     <section aria-label="Curves">
       <div class="controls">
-        {known.length > 1 && (
-          <label>
-            Stage
-            <select value={shown} onChange={(event) => setPicked(event.currentTarget.value)}>
-              {known.map((name) => (
-                <option key={name} value={name}>
-                  {name}
-                </option>
-              ))}
-            </select>
-          </label>
-        )}
+        <StagePicker stages={known} shown={shown} pick={setPicked} />
         <LookPicker look={look} set={setLook} />
         <span class="faint">{points?.incomplete}</span>
       </div>

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crescendo_core::access::Scope;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::JobId;
-use crescendo_dataset::checkpoint::HISTORY_FILE;
 use crescendo_proto::v1::view::Shows;
 use crescendo_proto::v1::watch_views_response::Shown;
 use crescendo_proto::{convert, status, v1};
@@ -52,11 +51,6 @@ impl News {
 /// Why a view shows nothing more.
 pub fn failed(status: &Status) -> Shown {
     Shown::Failed(v1::ViewFailed { code: status.code() as i32, message: status.message().to_owned() })
-}
-
-/// Name of the file that curves are read from.
-pub fn history_file() -> String {
-    HISTORY_FILE.to_owned()
 }
 
 impl Looking {
@@ -170,8 +164,7 @@ fn told_curves(
     hub: &CurveHub,
     scope: &Scope,
 ) -> Result<News, RequestError> {
-    let most = curves::points_wanted(view.max_points)
-        .ok_or_else(|| RequestError::invalid("max_points", "must be 2 to 4000"))?;
+    let most = curves::points_wanted(view.max_points)?;
     let sources = snapshot.curve_sources(&job_of(&view.job_id)?, &view.stage, scope)?;
     let mut grown = Vec::new();
     for source in &sources {
