@@ -53,7 +53,7 @@ test: tools ## Run every test
 	cargo test --workspace --doc --quiet
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/python_test.sh
-	CRESCENDO_WEB_BROWSER=skip CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/web_test.sh
+	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/web_test.sh
 	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/docs.sh test
 
 check: tools ## Format, clippy and tests of the crates that were changed since the last commit (BASE=REV; ALL=1 compiles the others)
