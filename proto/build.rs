@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 11] = [
+const WIRE: [&str; 12] = [
     "access",
     "agent",
     "checkpoint",
@@ -14,6 +14,7 @@ const WIRE: [&str; 11] = [
     "object",
     "pair",
     "queue",
+    "sample",
     "view",
 ];
 
@@ -29,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".crescendo.v1.TensorData.data")
         .bytes(".crescendo.v1.ReadCheckpointFileResponse.chunk")
         .bytes(".crescendo.v1.SendObjectRequest.chunk")
+        .bytes(".crescendo.v1.ReadSamplesResponse.chunk")
         .btree_map(".")
         .compile_protos(&files, &[PathBuf::from(ROOT)])?;
     let records = Path::new(ROOT).join("crescendo/store/v1/records.proto");

@@ -104,6 +104,8 @@ pub enum Command {
     Cp(CpArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
     Pairs(PairsArgs),
+    /// Show what was drawn with a job's checkpoints, and the loss on held-out pairs; --sheet makes a grid of pictures.
+    Samples(SamplesArgs),
     /// Find and remove what lies in the object store and no record names.
     #[command(subcommand)]
     Objects(ObjectsCommand),
@@ -722,6 +724,32 @@ pub struct PairsArgs {
     /// Folder or URL of the object store [default: that of the cluster that `crescendo up` runs].
     #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
     pub object_store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  crescendo samples JOB                       what is drawn of which step, and the loss on held-out pairs
+  crescendo samples JOB --sheet samples.html  a grid: what is drawn by step
+  crescendo samples JOB --step 500 --out drawn
+
+A curator reads the pictures and the controller hands them on: no key of the object store is needed. What is drawn is in
+the spec: `samples`.")]
+pub struct SamplesArgs {
+    /// The job's id.
+    pub job: String,
+    /// Only those of this stage.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub stage: String,
+    /// Only those of this step; may be given several times.
+    #[arg(long, value_name = "STEP")]
+    pub step: Vec<u64>,
+    /// Write an HTML page with pictures instead of a list.
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<PathBuf>,
+    /// Write the pictures into this folder, with their references.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

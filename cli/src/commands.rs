@@ -25,6 +25,7 @@ pub mod objects;
 pub mod on_this_machine;
 pub mod pairs;
 pub mod queues;
+pub mod samples;
 pub mod spec_file;
 pub mod steer;
 pub mod submit;

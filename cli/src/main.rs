@@ -38,6 +38,7 @@ mod objects;
 mod pairs;
 #[cfg(test)]
 mod reference;
+mod samples;
 mod settings;
 mod show;
 mod spec_edit;
@@ -118,6 +119,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Usage(args) => commands::queues::usage(&common, &args).await,
             Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
+            Command::Samples(args) => commands::samples::run(&common, &args).await,
             Command::Cp(args) => commands::cp::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Objects(command) => commands::objects::run(&common, &command).await,

@@ -19,6 +19,7 @@ mod paced;
 mod persist;
 mod reads;
 mod request;
+mod samplings;
 mod shown;
 mod suspension;
 mod views;
@@ -48,8 +49,10 @@ pub use views::Snapshot;
 
 pub use request::{
     ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, Later,
-    LookRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SessionId, ShardWatch, Wish,
+    LookRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SamplesRequest, SessionId,
+    ShardWatch, Wish,
 };
+pub use samplings::SamplesWord;
 
 use crate::config::Config;
 use crate::curves::CurveHub;
@@ -59,6 +62,7 @@ use crate::engine::nodes::Sessions;
 use crate::engine::paced::{Pace, Paced};
 use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
+use crate::engine::samplings::SamplingWork;
 use crate::engine::suspension::Suspension;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
@@ -137,6 +141,7 @@ pub struct Engine {
     watchers: Watchers,
     reads: Reads,
     deletions: DeletionWork,
+    samplings: SamplingWork,
     notices: Tries,
     /// Answers that are given once the batch is durable.
     held: Vec<request::DeferredReply>,
@@ -185,6 +190,7 @@ pub async fn run(
         watchers: Watchers::new(around.config.max_watchers),
         reads: Reads::default(),
         deletions: DeletionWork::new(),
+        samplings: SamplingWork::new(),
         notices: Tries::default(),
         held: Vec::new(),
         fold_from: None,
@@ -246,6 +252,7 @@ impl Engine {
                 self.fold();
                 self.go_on_deleting(now);
                 self.retire(now);
+                self.go_on_sampling(now);
             }
             let mut taken = 0;
             let mut next = first;

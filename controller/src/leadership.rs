@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crescendo_core::error::RequestError;
 use crescendo_node::objects::with_causes;
-use crescendo_node::runtime::supervise::Drain;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_proto::status;
 use crescendo_store::StoreError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -127,6 +127,17 @@ impl EngineHandle {
         let mut role = self.role.clone();
         // One that nobody keeps up to date any more leads nothing.
         let _ = role.wait_for(|role| !matches!(role, Role::Leading { .. })).await;
+    }
+
+    /// Ends when this controller leads no more, and says why.
+    pub fn ends(&self, tasks: &Tasks) -> impl Future<Output = Status> + Send + 'static {
+        let (stop, engine) = (tasks.stop_token(), self.clone());
+        async move {
+            tokio::select! {
+                () = stop.cancelled() => Status::unavailable("the controller stops"),
+                () = engine.deposed() => Status::unavailable("this controller leads no more"),
+            }
+        }
     }
 
     /// Does something as the leader. None if this controller does not lead, or leads no more before it is done.

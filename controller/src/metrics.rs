@@ -26,6 +26,7 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
+const SAMPLINGS: [&str; 2] = ["drawn", "failed"];
 const WAITS: [&str; 17] = [
     "no_curator",
     "unreadable",
@@ -246,6 +247,12 @@ pub const CATALOGUE: &[Metric] = &[
         "Jobs that were deleted, their files and their records.",
     ),
     counter(
+        "crescendo_samplings_total",
+        "",
+        &[words("outcome", &SAMPLINGS)],
+        "Times that a curator was to draw with a checkpoint: it has drawn, or it has failed, which is tried again a few times.",
+    ),
+    counter(
         "crescendo_deleted_objects_total",
         "",
         &[],
@@ -318,6 +325,7 @@ pub struct Metrics {
     being_deleted: IntGaugeVec,
     oldest_deletion: IntGaugeVec,
     pub jobs_deleted: IntCounter,
+    samplings: IntCounterVec,
     pub deleted_objects: IntCounter,
     pub deleted_bytes: IntCounter,
     pub deleted_failed: IntCounter,
@@ -370,6 +378,7 @@ impl Metrics {
             deleted_bytes: registrar.counter("crescendo_deleted_bytes_total")?,
             deleted_failed: registrar.counter("crescendo_deleted_objects_failed_total")?,
             webhooks: registrar.counters("crescendo_webhooks_total")?,
+            samplings: registrar.counters("crescendo_samplings_total")?,
             webhooks_waiting: registrar.passing_gauge("crescendo_webhooks_waiting")?,
             webhooks_oldest_wait: registrar.passing_gauge("crescendo_webhooks_oldest_wait_seconds")?,
         };
@@ -387,6 +396,10 @@ impl Metrics {
     }
 
     /// `outcome` is one of `WEBHOOK_OUTCOMES`.
+    pub fn samplings(&self, outcome: &str) {
+        self.samplings.with_label_values(&[outcome]).inc();
+    }
+
     pub fn webhook(&self, outcome: &str) {
         self.webhooks.with_label_values(&[outcome]).inc();
     }

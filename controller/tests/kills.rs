@@ -162,7 +162,8 @@ async fn train(controllers: Controllers, seen: Shared, stop: CancellationToken) 
                 | Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
-                | Command::CollectObjects(_) => {}
+                | Command::CollectObjects(_)
+                | Command::DrawSamples(_) => {}
             }
         }
     };

@@ -22,6 +22,7 @@
 //! | [`llm`] | language models over an OpenAI-compatible interface: limits, money, a cache of responses |
 //! | [`serve`] | what hands pairs out: the followed log, verified shards, encoding, credits; files for people |
 //! | [`pipeline`] | the networks that draw |
+//! | `samples` | pictures that are drawn with a checkpoint for people, and the loss on pairs that training never sees |
 //! | [`candidates`] | candidates of pairs, and those that were turned down |
 //! | [`phrase`], [`images`], [`rng`] | text from outside, cleaned; pictures, decoded and resized; randomness as a function |
 //! | [`paths`] | where the paths of a spec lead |
@@ -48,6 +49,7 @@ pub mod paths;
 pub mod phrase;
 pub mod pipeline;
 pub mod rng;
+mod samples;
 pub mod serve;
 pub mod sources;
 pub mod worker;

@@ -2,7 +2,7 @@
 
 use crate::counts::Counts;
 use crate::curate::drawn_store::DrawnStore;
-use crate::curate::mirror::{LocalCopies, Mirror};
+use crate::curate::mirror::{LocalCopies, Mirror, Purpose};
 use crate::curate::parent_stage::ParentStage;
 use crate::curate::{Curators, StageWorker};
 use crate::llm::network::{LlmContext, Network};
@@ -82,7 +82,7 @@ const STREAMS_LOOK: Duration = Duration::from_millis(200);
 
 /// Why an assignment cannot be taken up.
 #[derive(Debug, thiserror::Error)]
-enum AssignError {
+pub enum AssignError {
     #[error("the assignment names no stage")]
     NoStage,
     #[error("the resolved spec cannot be read: {0}")]
@@ -127,6 +127,7 @@ impl Node {
                 }
                 Command::ReadObject(read) => self.sender.send(read),
                 Command::CollectObjects(order) => self.collector.collect(order),
+                Command::DrawSamples(order) => self.draw_samples(*order),
                 Command::StartAttempt(_)
                 | Command::StopAttempt(_)
                 | Command::DrainAttempt(_)
@@ -173,7 +174,7 @@ impl Node {
             scratch: self.scratch.clone(),
             cache: self.cache.clone(),
         };
-        let (paths, mirror) = self.paths(&job, assignment.stage_index, &reach, &copies)?;
+        let (paths, mirror) = self.paths(&job, assignment.stage_index, Purpose::Curating, &reach, &copies)?;
         let encoders = EncoderSource::of(&job.model, &paths, self.device)?;
         let stop = self.tasks.stop_token().child_token();
         let (log, followed) = watch::channel(LogState::default());
@@ -238,7 +239,7 @@ impl Node {
     }
 
     /// The object store, if it is the one that it should be.
-    fn objects(&self, url: &str) -> Result<Arc<dyn object_store::ObjectStore>, AssignError> {
+    pub fn objects(&self, url: &str) -> Result<Arc<dyn object_store::ObjectStore>, AssignError> {
         match self.health.now().store_fault {
             fault if fault.is_empty() => Ok(objects::open(url)?),
             fault => Err(AssignError::Store { fault }),
@@ -246,10 +247,11 @@ impl Node {
     }
 
     /// Where a stage's paths lead, and the copies that those into a bucket lead to.
-    fn paths(
+    pub fn paths(
         &self,
         job: &JobSpec,
         stage_index: u32,
+        purpose: Purpose,
         reach: &Reach,
         copies: &LocalCopies,
     ) -> Result<(PathResolver, Option<Arc<Mirror>>), AssignError> {
@@ -257,7 +259,7 @@ impl Node {
         if paths.store.is_some() {
             return Ok((paths, None));
         }
-        Ok(match Mirror::of(job, stage_index as usize, reach, copies.clone())? {
+        Ok(match Mirror::of(job, stage_index as usize, purpose, reach, copies.clone())? {
             Some(mirror) => (paths.with_store_at(mirror.root()), Some(Arc::new(mirror))),
             None => (paths, None),
         })

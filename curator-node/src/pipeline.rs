@@ -3,14 +3,18 @@
 use crate::counts::Counts;
 use crate::paths::{PathError, PathResolver};
 use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions};
+use crescendo_dataset::pair::Pair;
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
 use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
 use crescendo_model::encoder_files::EncoderFiles;
 use crescendo_model::flux::LoadOptions;
 use crescendo_model::of_spec::base_options;
+use crescendo_model::pictures;
 use crescendo_model::randomness::SampleKey;
-use crescendo_model::tch::{self, Device};
+use crescendo_model::tch::{self, Device, Tensor};
+use crescendo_model::training::MicroBatch;
 use crescendo_model::unope::PositionMode;
+use crescendo_model::validation::{self, AskedAs};
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
 use std::path::{Path, PathBuf};
@@ -296,6 +300,47 @@ impl DiffusionPipeline {
             self.counts.drawn(few.len());
         }
         Ok(drawn)
+    }
+
+    /// The loss on a pair at each of `times` (0 data, 1 noise), with one noise for all of them; `guidance` is that of training.
+    pub fn losses(
+        &self,
+        pair: &Pair,
+        times: &[f64],
+        noise: SampleKey,
+        guidance: f64,
+    ) -> Result<Vec<f64>, ModelError> {
+        let encode = |picture: &RgbImage| -> Result<Tensor, ModelError> {
+            tch::no_grad(|| self.codec.encode(&pictures::to_model_input(&[picture])?))
+        };
+        let rows = i64::try_from(times.len()).unwrap_or_default();
+        let repeated = |tensor: Tensor| -> Result<Tensor, ModelError> {
+            let mut size = tensor.size();
+            if let Some(first) = size.first_mut() {
+                *first = rows;
+            }
+            Ok(tensor.f_expand(size.as_slice(), false)?)
+        };
+        let latents = encode(&pair.target)?;
+        let (_, channels, height, width) = latents.size4()?;
+        let noise = noise.noise(&[1, height / 2 * (width / 2), channels * 4])?;
+        let text = tch::no_grad(|| self.text.encode(&[pair.prompt.as_str()]))?;
+        let times: Vec<f32> = times.iter().map(|time| *time as f32).collect();
+        let refs = pair.references.iter().map(|reference| repeated(encode(reference)?));
+        let batch = MicroBatch {
+            latents: repeated(latents)?,
+            refs: refs.collect::<Result<_, _>>()?,
+            txt: repeated(text.txt)?,
+            vec: repeated(text.vec)?,
+            noise: repeated(noise)?,
+            times: Tensor::f_from_slice(&times)?,
+            weight: 1.0,
+        };
+        let mut slot = self.networks.lock();
+        let (flux, adapter) = slot.load(&self.source)?;
+        let time_kind = self.preset.time_kind(flux.compute_kind());
+        let how = AskedAs { positions: self.positions, guidance, time_kind };
+        validation::losses(flux, adapter, &batch, how)
     }
 
     /// How pictures are drawn, for their provenance.

@@ -30,6 +30,7 @@ pub mod convert;
 pub mod deletions;
 pub mod explained;
 pub mod records;
+pub mod samplings;
 pub mod status;
 
 /// Generated messages, clients and servers.

@@ -26,6 +26,7 @@ use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
 use crescendo_core::usage::{Month, UsageRecord};
 use prost::Message as _;
 
+use crate::samplings::{sampling_in, sampling_out};
 use crate::store_v1 as stored;
 
 /// Version of the records that this build writes, and the newest that it reads.
@@ -76,6 +77,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Usage(record) => Kind::Usage(usage_out(record)),
         Record::Notice(record) => Kind::Notice(notice_out(record)),
         Record::Notes(record) => Kind::Notes(notes_out(record)),
+        Record::Sampling(record) => Kind::Sampling(sampling_out(record)),
         Record::Keep(KeepRecord { stage, step, generation, at }) => Kind::Keep(stored::Keep {
             job_id: stage.job.to_string(),
             stage: stage.stage.to_string(),
@@ -122,6 +124,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         Kind::Usage(message) => Record::Usage(usage_in(message)?),
         Kind::Notice(message) => Record::Notice(notice_in(message)?),
         Kind::Notes(message) => Record::Notes(notes_in(message)?),
+        Kind::Sampling(message) => Record::Sampling(sampling_in(message)?),
         Kind::Keep(stored::Keep { job_id, stage, step, generation, at_millis }) => Record::Keep(KeepRecord {
             stage: stage_in(&job_id, &stage)?,
             step,
@@ -217,7 +220,7 @@ fn time_in(millis: u64) -> Option<Timestamp> {
     (millis > 0).then_some(Timestamp(millis))
 }
 
-fn stage_in(job: &str, stage: &str) -> Result<StageRef, InvalidId> {
+pub(crate) fn stage_in(job: &str, stage: &str) -> Result<StageRef, InvalidId> {
     Ok(StageRef { job: JobId::parse(job)?, stage: StageName::parse(stage)? })
 }
 
@@ -694,12 +697,12 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
     })
 }
 
-fn file_out(file: &FileRecord) -> stored::checkpoint::File {
+pub(crate) fn file_out(file: &FileRecord) -> stored::checkpoint::File {
     let FileRecord { name, size_bytes, sha256 } = file.clone();
     stored::checkpoint::File { name, size_bytes, sha256 }
 }
 
-fn file_in(file: stored::checkpoint::File) -> FileRecord {
+pub(crate) fn file_in(file: stored::checkpoint::File) -> FileRecord {
     let stored::checkpoint::File { name, size_bytes, sha256 } = file;
     FileRecord { name, size_bytes, sha256 }
 }
@@ -780,6 +783,8 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use crescendo_core::sampling::{DrawnSamples, SamplingRecord, SamplingState, ValidationLoss};
 
     use super::*;
 
@@ -864,6 +869,10 @@ mod tests {
         })
     }
 
+    fn sampling(step: u64, state: SamplingState) -> Record {
+        Record::Sampling(SamplingRecord { stage: stage(), step, generation: Generation(step / 250), state })
+    }
+
     #[test]
     fn what_is_stored_reads_back() {
         let shard = ShardRecord { path: "p".into(), pairs: 3, size_bytes: 8, sha256: "b".repeat(64) };
@@ -914,6 +923,17 @@ mod tests {
                 generation: Generation(3),
                 at: Timestamp(5),
             }),
+            sampling(0, SamplingState::Wanted { tries: 2, failure: "no memory".into() }),
+            sampling(500, SamplingState::GivenUp { reason: "a newer came first".into() }),
+            sampling(
+                500,
+                SamplingState::Drawn(DrawnSamples {
+                    file: Some(FileRecord { name: "n.tar".into(), size_bytes: 7, sha256: "c".repeat(64) }),
+                    pictures: 4,
+                    validation: Some(ValidationLoss { mean: 0.5, pairs: 8, by_time: vec![0.25, 0.75] }),
+                    at: Timestamp(9),
+                }),
+            ),
             Record::Cluster(ClusterRecord {
                 id: "c0ffee".into(),
                 stores: BTreeMap::from([("file:///data".into(), "b0b".into())]),

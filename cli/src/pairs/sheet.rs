@@ -156,7 +156,7 @@ fn push_cards(html: &mut String, found: &[Found]) {
 }
 
 /// A picture as a data URI, small, with what it is below; a note if it does not decode.
-fn picture(what: &str, bytes: &[u8]) -> String {
+pub fn picture(what: &str, bytes: &[u8]) -> String {
     match small_png(bytes) {
         Some(png) => {
             let data = base64::engine::general_purpose::STANDARD.encode(png);
@@ -187,7 +187,7 @@ fn small_png(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(png.into_inner())
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

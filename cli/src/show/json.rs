@@ -6,7 +6,7 @@ use crescendo_core::estimate::{Estimate, StageEstimate};
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
     Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, JobNote, KeptParts, LogLine,
-    Node, StageStatus, StatedField, UnitFailure, UnitsUnderWay, WaitingCurator,
+    Node, Sampling, SamplingState, StageStatus, StatedField, UnitFailure, UnitsUnderWay, WaitingCurator,
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -152,6 +152,40 @@ pub fn checkpoint(checkpoint: &Checkpoint) -> Value {
         "damaged": checkpoint.damaged,
         "nextPosition": checkpoint.next_position,
         "kept": checkpoint.kept,
+    })
+}
+
+/// What is drawn of a step, or is to be.
+pub fn sampling(sampling: &Sampling) -> Value {
+    let state = match sampling.state() {
+        SamplingState::Wanted => "wanted",
+        SamplingState::Drawn => "drawn",
+        SamplingState::GivenUp => "given_up",
+        SamplingState::Unspecified => "unknown",
+    };
+    let validation = sampling.validation.as_ref().map(
+        |loss| json!({ "mean": loss.mean, "pairs": loss.pairs, "times": loss.times, "losses": loss.losses }),
+    );
+    let progress = sampling
+        .progress
+        .as_ref()
+        .map(|progress| json!({ "nodeId": progress.node_id, "done": progress.done, "of": progress.of }));
+    let file = sampling
+        .file
+        .as_ref()
+        .map(|file| json!({ "name": file.name, "sizeBytes": file.size_bytes, "sha256": file.sha256 }));
+    json!({
+        "jobId": sampling.job_id,
+        "stage": sampling.stage,
+        "step": sampling.step,
+        "generation": sampling.generation,
+        "state": state,
+        "reason": sampling.reason,
+        "drawnAt": time(sampling.drawn_at.as_ref()),
+        "pictures": sampling.pictures,
+        "file": file,
+        "validation": validation,
+        "progress": progress,
     })
 }
 

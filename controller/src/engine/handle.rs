@@ -56,6 +56,7 @@ impl Engine {
                 self.hold(reply, self.list_checkpoints(&job, &scope, stage.as_deref()));
             }
             Request::Objects(request) => self.handle_objects(request, now),
+            Request::Samples(request) => self.handle_samples(request, now),
             Request::Deletions(request) => self.handle_deletions(request, now),
             Request::Notices(request) => self.handle_notices(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
@@ -165,6 +166,7 @@ impl Engine {
             | Request::JobExists { .. }
             | Request::ListCheckpoints { .. }
             | Request::Objects(_)
+            | Request::Samples(_)
             | Request::Deletions(_)
             | Request::Notices(_)
             | Request::CommitCheckpoint { .. }

@@ -19,6 +19,7 @@ impl Engine {
             waits: &self.waits,
             job_revisions: self.records.job_revisions(),
             troubles: &self.deletions.troubles,
+            drawing: &self.samplings.under_way,
             now,
         }
     }
@@ -33,6 +34,7 @@ impl Engine {
                 waits: self.waits.clone(),
                 job_revisions: self.records.job_revisions().clone(),
                 troubles: self.deletions.troubles.clone(),
+                drawing: self.samplings.under_way.clone(),
                 now,
             })
         };
@@ -64,6 +66,9 @@ impl Engine {
                 self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
                     Ok(to_proto::queues::queues(state, &limits.quotas, &scope, observed.counted(now)))
                 });
+            }
+            LookRequest::ListSamples { job, stage, scope, reply } => {
+                self.hold_later(reply, now, move |views| Ok(views.samplings(&job, &stage, &scope)?));
             }
             LookRequest::Continuation { job, scope, steps, name, reply } => {
                 self.hold_later(reply, now, move |Views { state, .. }| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::RequestError;
-use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
+use crescendo_core::ids::{AttemptRef, Generation, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::{NodeHealth, NodeReport, Progress, Report};
 use crescendo_core::precision;
 use crescendo_core::records::{MAX_STORES, NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
@@ -504,6 +504,21 @@ impl Engine {
     /// What the job may reach as the operator has it now, whatever it was when it was submitted.
     fn reach_message(&self, spec: &JobSpec) -> v1::Reach {
         convert::reach_message(&self.limits.quotas.reach.of(&spec.tenant, spec, &self.state))
+    }
+
+    /// What a curator needs to draw with a checkpoint of the stage, as if it were assigned to it; none if the checkpoint is gone.
+    pub(super) fn sampling_message(
+        &self,
+        stage: &StageRef,
+        step: u64,
+        generation: Generation,
+    ) -> Option<(v1::AssignCuration, Option<v1::Checkpoint>)> {
+        let known = &self.state.stage(stage)?.checkpoints;
+        let checkpoint = match step {
+            0 => None,
+            step => Some(known.get(&(step, generation)).filter(|known| known.damaged.is_none())?),
+        };
+        Some((self.assign_message(stage)?, checkpoint.map(convert::checkpoint_message)))
     }
 
     fn assign_message(&self, stage: &StageRef) -> Option<v1::AssignCuration> {

@@ -204,7 +204,8 @@ impl Records {
         let requests = [Some(RecordKey::Request(Some(deletion.tenant.clone()), request.clone())), shared];
         let told = [RecordKey::Notice(job.clone()), RecordKey::Notes(job.clone())].into_iter();
         let told = told.filter(|key| self.revisions.contains_key(key));
-        of_kind(first.clone().map(|first| RecordKey::Keep(first, 0, least)))
+        of_kind(first.clone().map(|first| RecordKey::Sampling(first, 0)))
+            .chain(of_kind(first.clone().map(|first| RecordKey::Keep(first, 0, least))))
             .chain(of_kind(first.clone().map(|first| RecordKey::Checkpoint(first, 0, least))))
             .chain(units)
             .chain(of_kind(first.clone().map(|first| RecordKey::Segment(first, 0))))
@@ -375,6 +376,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             | RecordKey::Attempt(StageRef { job, .. })
             | RecordKey::Checkpoint(StageRef { job, .. }, ..)
             | RecordKey::Keep(StageRef { job, .. }, ..)
+            | RecordKey::Sampling(StageRef { job, .. }, ..)
             | RecordKey::Notice(job)
             | RecordKey::Notes(job)
             | RecordKey::Deletion(job) => {
@@ -475,6 +477,7 @@ mod tests {
                     RecordKey::Unit(stage.clone(), 9),
                     RecordKey::Checkpoint(stage.clone(), 5, Generation(1)),
                     RecordKey::Keep(stage.clone(), 5, Generation(1)),
+                    RecordKey::Sampling(stage.clone(), 5),
                 ]
             };
             let mut keys = [own(&other_stage), own(&stage(name))].concat();

@@ -23,6 +23,11 @@ pub(super) struct Reads {
 }
 
 impl Reads {
+    /// What a curator is told once the batch is durable.
+    pub fn ask(&mut self, node: NodeId, what: Down) {
+        self.asked.push((node, what));
+    }
+
     /// Their callers are told to try again.
     pub fn forget(&mut self) {
         self.asked.clear();
@@ -83,7 +88,7 @@ impl Engine {
     }
 
     /// A job whose files are there: it is not being deleted.
-    fn whole_job(&self, job: &JobId, scope: &Scope) -> Answer<&Job> {
+    pub(super) fn whole_job(&self, job: &JobId, scope: &Scope) -> Answer<&Job> {
         let found = self.job(job, scope)?;
         match self.state.deletion(job) {
             Some(_) => Err(RequestError::TooLate { what: format!("job {job} is being deleted") }.into()),
@@ -91,11 +96,11 @@ impl Engine {
         }
     }
 
-    fn ask_a_curator(&mut self, key: String, read_id: String, now: Timestamp) -> Answer<()> {
+    pub(super) fn ask_a_curator(&mut self, key: String, read_id: String, now: Timestamp) -> Answer<()> {
         let node = self.reader(now)?;
         tracing::info!(%node, key, "a curator is asked to read a file");
         let object_store_url = self.around.config.object_store_url.clone();
-        self.reads.asked.push((node, Down::ReadObject(v1::ReadObject { read_id, key, object_store_url })));
+        self.reads.ask(node, Down::ReadObject(v1::ReadObject { read_id, key, object_store_url }));
         Ok(())
     }
 
@@ -121,7 +126,7 @@ impl Engine {
             tracing::info!(%node, prefix, dry_run, "a curator is asked to look for what is to be removed");
             let object_store_url = self.around.config.object_store_url.clone();
             let collect = v1::CollectObjects { collect_id, prefix, dry_run, object_store_url };
-            self.reads.asked.push((node, Down::CollectObjects(collect)));
+            self.reads.ask(node, Down::CollectObjects(collect));
         });
         self.hold(reply, answer);
     }

@@ -19,6 +19,7 @@ use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::engine::samplings::SamplesWord;
 use crate::engine::views::Snapshot;
 
 /// Why a request has no answer.
@@ -137,6 +138,7 @@ pub enum Request {
         reply: Reply<Vec<v1::Checkpoint>>,
     },
     Objects(ObjectRequest),
+    Samples(SamplesRequest),
     Deletions(DeletionRequest),
     Notices(NoticeRequest),
     CommitCheckpoint {
@@ -241,6 +243,9 @@ impl Request {
             Self::FailUnit { reply, .. } => refuse(reply, error),
             Self::OpenSession { reply, .. } => refuse(reply, error),
             Self::Deletions(request) => request.unless_it_writes(error).map(Self::Deletions),
+            Self::Samples(SamplesRequest::Report { reply, word: SamplesWord::Done(_), .. }) => {
+                refuse(reply, error)
+            }
             // What is delivered could not be noted, and would be delivered over and over.
             Self::Notices(NoticeRequest::Due { reply, .. }) => refuse(reply, error),
             Self::Notices(NoticeRequest::Settled { reply, .. }) => refuse(reply, error),
@@ -251,6 +256,7 @@ impl Request {
             | Self::JobExists { .. }
             | Self::ListCheckpoints { .. }
             | Self::Objects(_)
+            | Self::Samples(_)
             | Self::RenewUnit { .. }
             | Self::WatchPairLog { .. }
             | Self::Heartbeat { .. }
@@ -297,6 +303,13 @@ pub enum LookRequest {
         scope: Scope,
         reply: Reply<Later<Vec<v1::Usage>>>,
     },
+    /// What is drawn of a job's stages, or of one.
+    ListSamples {
+        job: JobId,
+        stage: String,
+        scope: Scope,
+        reply: Reply<Later<Vec<v1::Sampling>>>,
+    },
     /// The spec of a job that goes on where this one stopped, YAML.
     Continuation {
         job: JobId,
@@ -324,6 +337,14 @@ pub enum ObjectRequest {
     CollectLeftovers { collect_id: String, job: Option<JobId>, dry_run: bool, reply: Reply<()> },
     /// Which of these are leftovers, as indices. They lie in a root with this mark.
     JudgeObjects { listed: Vec<ListedObject>, mark: v1::StoreMark, wanted: Wanted, reply: Reply<Vec<usize>> },
+}
+
+/// Pictures of checkpoints.
+pub enum SamplesRequest {
+    /// A curator's word on what it draws.
+    Report { draw_id: String, node: NodeId, word: SamplesWord, by: ActingNode, reply: Reply<()> },
+    /// Has a curator send the pictures of a step to the relay that waits under the read id.
+    Read { stage: StageRef, step: u64, scope: Scope, read_id: String, reply: Reply<v1::CheckpointFile> },
 }
 
 /// Deleting jobs, what stays of them, and what is to stay.

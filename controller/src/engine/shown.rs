@@ -111,6 +111,11 @@ impl Snapshot {
         listed.nodes.into_iter().map(quiet).collect()
     }
 
+    /// What is drawn of a job's stages.
+    pub fn samplings(&self, id: &JobId, scope: &Scope) -> Result<Vec<v1::Sampling>, RequestError> {
+        self.views().samplings(id, "", scope)
+    }
+
     pub fn queues(&self, scope: &Scope) -> v1::ListQueuesResponse {
         let counted = self.observed.counted(self.now);
         to_proto::queues::queues(&self.state, &self.limits.quotas, scope, counted)

@@ -15,6 +15,7 @@ use crescendo_proto::{convert, deletions, explained, v1};
 use crescendo_store::Revision;
 use imbl::OrdMap;
 
+use crate::engine::samplings::Drawing;
 use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -39,6 +40,7 @@ pub(super) struct Views<'a> {
     pub waits: &'a IdMap<JobId, PendingReason>,
     pub job_revisions: &'a OrdMap<JobId, Revision>,
     pub troubles: &'a BTreeMap<JobId, Trouble>,
+    pub drawing: &'a BTreeMap<String, Drawing>,
     pub now: Timestamp,
 }
 
@@ -50,6 +52,7 @@ pub struct Snapshot {
     pub(super) waits: Arc<IdMap<JobId, PendingReason>>,
     pub(super) job_revisions: OrdMap<JobId, Revision>,
     pub(super) troubles: BTreeMap<JobId, Trouble>,
+    pub(super) drawing: BTreeMap<String, Drawing>,
     pub(super) now: Timestamp,
 }
 
@@ -62,6 +65,7 @@ impl Snapshot {
             waits: &self.waits,
             job_revisions: &self.job_revisions,
             troubles: &self.troubles,
+            drawing: &self.drawing,
             now: self.now,
         }
     }

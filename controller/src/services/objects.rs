@@ -34,17 +34,6 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Ends when this controller leads no more, and says why.
-    fn ends(&self) -> impl Future<Output = Status> + Send + 'static {
-        let (stop, engine) = (self.tasks.stop_token(), self.engine.clone());
-        async move {
-            tokio::select! {
-                () = stop.cancelled() => Status::unavailable("the controller stops"),
-                () = engine.deposed() => Status::unavailable("this controller leads no more"),
-            }
-        }
-    }
-
     pub fn new(engine: EngineHandle, relays: Relays, collections: Collections, tasks: Tasks) -> Self {
         Self { engine, relays, collections, tasks }
     }
@@ -129,7 +118,7 @@ impl ObjectService for Objects {
             })
             .await?;
         let (to, outgoing) = mpsc::channel(1);
-        self.tasks.spawn(expected.forward(file, to, self.ends()));
+        self.tasks.spawn(expected.forward(file, to, self.engine.ends(&self.tasks)));
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 
@@ -167,7 +156,7 @@ impl ObjectService for Objects {
             })
             .await?;
         let (to, outgoing) = mpsc::channel(1);
-        self.tasks.spawn(forward_collection(collecting, to, self.ends()));
+        self.tasks.spawn(forward_collection(collecting, to, self.engine.ends(&self.tasks)));
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 

@@ -134,6 +134,7 @@ const CURATION: &str = "crescendo.v1.CurationService";
 const OBJECTS: &str = "crescendo.v1.ObjectService";
 const QUEUES: &str = "crescendo.v1.QueueService";
 const VIEWS: &str = "crescendo.v1.ViewService";
+const SAMPLES: &str = "crescendo.v1.SampleService";
 const PAIRS: &str = "crescendo.v1.PairService";
 const AGENT: &str = "crescendo.v1.AgentService";
 const HEALTH: &str = "grpc.health.v1.Health";
@@ -142,7 +143,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 47] = [
+pub const RULES: [Rule; 50] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     // Before a login there is no credential. Neither tells anything of the cluster.
     rule(ACCESS, "GetLogin", Who::Anyone, CallEffect::Read),
@@ -186,6 +187,9 @@ pub const RULES: [Rule; 47] = [
     // It reaches every tenant's files: the service asks for an admin that is bound to none.
     rule(OBJECTS, "CollectLeftovers", Who::AtLeast(Role::Admin), CallEffect::Change),
     rule(OBJECTS, "JudgeObjects", Who::Node, CallEffect::Heartbeat),
+    rule(SAMPLES, "ListSamples", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(SAMPLES, "ReadSamples", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(SAMPLES, "ReportSamples", Who::Node, CallEffect::Heartbeat),
     rule(PAIRS, "StreamPairs", Who::Node, CallEffect::Read),
     rule(AGENT, "OpenRankSession", Who::Node, CallEffect::Heartbeat),
     rule(AGENT, "PublishRendezvous", Who::Node, CallEffect::Heartbeat),

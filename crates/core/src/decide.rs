@@ -20,6 +20,7 @@ mod placing;
 mod plan;
 mod preemption;
 mod readers;
+mod samplings;
 mod servers;
 pub(crate) mod sources;
 pub(crate) mod stage_precision;
@@ -31,6 +32,7 @@ pub use limits::Limits;
 use plan::PlanDraft;
 pub use plan::{Change, Command, PendingReason, Plan, Send};
 pub use readers::choose_reader;
+pub use samplings::next_samplings;
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;

@@ -75,6 +75,7 @@ impl Learnt {
             | Record::Cluster(_)
             | Record::Deletion(_)
             | Record::Keep(_)
+            | Record::Sampling(_)
             | Record::Usage(_)
             | Record::Notice(_)
             | Record::Notes(_) => {}

@@ -138,6 +138,14 @@ fn is_left(state: &ClusterState, named: &BTreeSet<&str>, key: &str, rules: Colle
                 None => has_ended || stage.log.is_sealed(),
             }
         }
+        JobObject::Samples { stage, name, step, .. } => {
+            let Some(stage) = stage_of(stage) else { return true };
+            // While they are wanted a curator may be about to hand them in.
+            stage.samplings.get(&step).is_none_or(|sampling| {
+                let is_named = sampling.pictures().is_some_and(|(_, file)| file.name == name);
+                !is_named && !sampling.is_wanted()
+            })
+        }
         JobObject::CheckpointFile { stage, folder, generation, .. } => {
             if named.contains(folder) {
                 return false;

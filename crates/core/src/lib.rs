@@ -89,6 +89,7 @@ pub mod reach;
 pub mod records;
 pub mod references;
 pub mod rejection;
+pub mod sampling;
 pub mod secret;
 pub mod segment;
 pub mod sizes;

@@ -7,6 +7,7 @@
 //! | `jobs/JOB/STAGE/rejected/unit-N.tar` | candidates of a unit that were turned down, for people |
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION-rRANK/FILE` | one that another rank than 0 has saved, since 0 was lost |
+//! | `jobs/JOB/STAGE/samples/step-STEP-gGENERATION-ID.tar` | pictures that were drawn with that checkpoint, as a shard; one key a try |
 //! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.NUMBER…` | the stage's curve, for TensorBoard |
 //! | `jobs/JOB/logs/TIME-NODE-ID.jsonl` | lines that a node's process has logged of the job |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
@@ -64,13 +65,29 @@ pub fn rejected_samples(job: &str, stage: &str) -> String {
     format!("jobs/{job}/{stage}/rejected")
 }
 
+/// Pictures that were drawn with a checkpoint, or at step 0 with what the stage begins with.
+/// `id` is of one try to draw them, so that no two write the same object.
+pub fn samples(job: &str, stage: &str, step: u64, generation: u64, id: &str) -> String {
+    samples_file(job, stage, &format!("step-{step:08}-g{generation}-{id}.tar"))
+}
+
+/// Those that have this name.
+pub fn samples_file(job: &str, stage: &str, name: &str) -> String {
+    format!("jobs/{job}/{stage}/samples/{name}")
+}
+
+/// Whether `key` is one that [`samples`] makes.
+pub fn is_samples(key: &str) -> bool {
+    job_of(key).is_some_and(|job| matches!(job_object(job, key), JobObject::Samples { .. }))
+}
+
 /// The parts of a job in the object store that a person may keep apart from the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum JobPart {
     Checkpoints,
     /// Shards, and the candidates that were turned down.
     Pairs,
-    /// Lines that its processes have logged, and the curves.
+    /// Lines that its processes have logged, the curves, and pictures that were drawn with checkpoints.
     Logs,
     /// Everything else, such as what was spent at an endpoint.
     Rest,
@@ -97,7 +114,7 @@ pub fn part_of(job: &str, key: &str) -> Option<JobPart> {
             ["logs", _] => JobPart::Logs,
             [_, "checkpoints", ..] => JobPart::Checkpoints,
             [_, "pairs" | "rejected", ..] => JobPart::Pairs,
-            [_, "tensorboard", ..] => JobPart::Logs,
+            [_, "tensorboard" | "samples", ..] => JobPart::Logs,
             _ => JobPart::Rest,
         }),
         _ => None,
@@ -111,6 +128,8 @@ pub enum JobObject<'a> {
     Shard { stage: &'a str, unit: u64, lease_generation: u64 },
     /// A file of the [`checkpoint`] in `folder`.
     CheckpointFile { stage: &'a str, folder: &'a str, step: u64, generation: u64 },
+    /// A file of [`samples`].
+    Samples { stage: &'a str, name: &'a str, step: u64, generation: u64 },
     /// A file that was being written when its writer died, as a store in a folder leaves it: its name ends in `#` and a number.
     Torn,
     /// Nothing that a record names by itself: a log, a curve, what was spent; or of a kind that this version does not know.
@@ -148,6 +167,22 @@ pub fn job_object<'a>(job: &str, key: &'a str) -> JobObject<'a> {
                     if checkpoint_by(rank, job, stage, step, generation) == folder =>
                 {
                     JobObject::CheckpointFile { stage, folder, step, generation }
+                }
+                Some(_) | None => JobObject::Other,
+            }
+        }
+        ["jobs", of, stage, "samples", name] if *of == job && is_plain(stage) => {
+            let parts =
+                name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".tar")?.split_once("-g"));
+            let parts = parts.and_then(|(step, rest)| {
+                let (generation, id) = rest.split_once('-')?;
+                Some((step.parse().ok()?, generation.parse().ok()?, id))
+            });
+            match parts {
+                Some((step, generation, id))
+                    if is_plain(id) && samples(job, stage, step, generation, id) == key =>
+                {
+                    JobObject::Samples { stage, name, step, generation }
                 }
                 Some(_) | None => JobObject::Other,
             }
@@ -322,6 +357,7 @@ mod tests {
                 );
                 keys.push(format!("{}/events.out.tfevents.500.crescendo", events(job, stage)));
                 keys.push(format!("{}/c0ffee.json", spending(job, stage)));
+                keys.push(samples(job, stage, 500, 2, "c0ffee"));
             }
         }
         let known: std::collections::BTreeSet<&str> = keys.iter().map(String::as_str).collect();

@@ -14,6 +14,7 @@ use crate::ids::{
 };
 use crate::job::JobState;
 use crate::note::NotesRecord;
+use crate::sampling::SamplingRecord;
 use crate::segment::SegmentRecord;
 use crate::spec::JobSpec;
 use crate::trace::TraceParent;
@@ -217,6 +218,7 @@ pub enum Record {
     Cluster(ClusterRecord),
     Deletion(DeletionRecord),
     Keep(KeepRecord),
+    Sampling(SamplingRecord),
     Usage(UsageRecord),
     Notice(NoticeRecord),
     Notes(NotesRecord),
@@ -238,6 +240,8 @@ pub enum RecordKey {
     Cluster,
     Deletion(JobId),
     Keep(StageRef, u64, Generation),
+    /// By the step that is drawn from.
+    Sampling(StageRef, u64),
     Usage(Tenant),
     /// What is to be told of the job's end.
     Notice(JobId),
@@ -261,6 +265,7 @@ impl Record {
             Self::Cluster(_) => RecordKey::Cluster,
             Self::Deletion(record) => RecordKey::Deletion(record.job.clone()),
             Self::Keep(record) => RecordKey::Keep(record.stage.clone(), record.step, record.generation),
+            Self::Sampling(record) => RecordKey::Sampling(record.stage.clone(), record.step),
             Self::Usage(record) => RecordKey::Usage(record.tenant.clone()),
             Self::Notice(record) => RecordKey::Notice(record.job.clone()),
             Self::Notes(record) => RecordKey::Notes(record.job.clone()),
@@ -278,7 +283,8 @@ impl RecordKey {
             | Self::Segment(stage, _)
             | Self::Unit(stage, _)
             | Self::Checkpoint(stage, _, _)
-            | Self::Keep(stage, _, _) => Some(&stage.job),
+            | Self::Keep(stage, _, _)
+            | Self::Sampling(stage, _) => Some(&stage.job),
             Self::Request(..) | Self::Node(_) | Self::Cluster | Self::Usage(_) => None,
         }
     }
@@ -304,6 +310,7 @@ impl fmt::Display for RecordKey {
             Self::Usage(tenant) => write!(f, "usage/{tenant}"),
             Self::Notice(id) => write!(f, "notices/{id}"),
             Self::Notes(id) => write!(f, "notes/{id}"),
+            Self::Sampling(stage, step) => write!(f, "samplings/{stage}/{step:012}"),
             Self::Keep(stage, step, generation) => {
                 write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }

@@ -20,6 +20,7 @@ use crate::records::{
     AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, KeepRecord, NodeRecord, Record, RecordKey,
     StageRecord, Write,
 };
+use crate::sampling::SamplingRecord;
 use crate::spec::{OtherCheckpoint, StageSpec};
 use crate::table::Table;
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
@@ -39,6 +40,8 @@ pub struct ClusterState {
     deletions: OrdMap<JobId, Arc<DeletionRecord>>,
     /// Of these the ones that are not gone yet.
     deleting: BTreeSet<JobId>,
+    /// Pictures that are still to be drawn.
+    wanted_samplings: BTreeSet<(StageRef, u64)>,
     nodes: Table<NodeId, NodeRecord>,
     usage: BTreeMap<Tenant, UsageRecord>,
     /// What other systems have not been told yet.
@@ -90,6 +93,8 @@ pub struct Stage {
     pub checkpoints: BTreeMap<(u64, Generation), CheckpointRecord>,
     /// Checkpoints that a person wants kept, by the same.
     pub keeps: BTreeMap<(u64, Generation), KeepRecord>,
+    /// Pictures that were drawn with its checkpoints, or are to be, by step.
+    pub samplings: BTreeMap<u64, Arc<SamplingRecord>>,
 }
 
 /// A record that belongs to a job or stage that is not there.
@@ -150,6 +155,7 @@ impl ClusterState {
             shared_requests: OrdMap::new(),
             deletions: OrdMap::new(),
             deleting: BTreeSet::new(),
+            wanted_samplings: BTreeSet::new(),
             nodes: Table::default(),
             usage: BTreeMap::new(),
             notices: OrdMap::new(),
@@ -254,6 +260,16 @@ impl ClusterState {
                 let put = |stage: &mut Stage| stage.keeps.insert(key, record);
                 self.change_stage(&id, put).ok_or_else(orphan)?;
             }
+            Record::Sampling(record) => {
+                let (id, step, is_wanted) = (record.stage.clone(), record.step, record.is_wanted());
+                let put = |stage: &mut Stage| stage.samplings.insert(step, Arc::new(record));
+                self.change_stage(&id, put).ok_or_else(orphan)?;
+                if is_wanted {
+                    self.wanted_samplings.insert((id, step));
+                } else {
+                    self.wanted_samplings.remove(&(id, step));
+                }
+            }
         }
         Ok(())
     }
@@ -299,6 +315,7 @@ impl ClusterState {
             RecordKey::Job(id) => {
                 self.leave_order(id);
                 self.jobs.remove(id);
+                self.wanted_samplings.retain(|(stage, _)| stage.job != *id);
                 self.notices.remove(id);
                 self.notes.remove(id);
             }
@@ -346,6 +363,10 @@ impl ClusterState {
             }
             RecordKey::Keep(stage, step, generation) => {
                 self.change_stage(stage, |stage| stage.keeps.remove(&(*step, *generation)));
+            }
+            RecordKey::Sampling(stage, step) => {
+                self.wanted_samplings.remove(&(stage.clone(), *step));
+                self.change_stage(stage, |stage| stage.samplings.remove(step));
             }
         }
     }
@@ -415,6 +436,15 @@ impl ClusterState {
     /// Jobs that are being deleted and are not gone yet, by id.
     pub fn deleting(&self) -> impl Iterator<Item = &DeletionRecord> {
         self.deleting.iter().filter_map(|job| self.deletion(job))
+    }
+
+    /// Pictures that are still to be drawn, by stage and step.
+    pub fn wanted_samplings(&self) -> impl Iterator<Item = &SamplingRecord> {
+        self.wanted_samplings.iter().filter_map(|(stage, step)| self.sampling(stage, *step))
+    }
+
+    pub fn sampling(&self, stage: &StageRef, step: u64) -> Option<&SamplingRecord> {
+        self.stage(stage)?.samplings.get(&step).map(Arc::as_ref)
     }
 
     /// Whose job it is or was, as long as that is known.
@@ -546,6 +576,7 @@ impl Job {
                     log,
                     checkpoints: BTreeMap::new(),
                     keeps: BTreeMap::new(),
+                    samplings: BTreeMap::new(),
                 })
             })
             .collect();

@@ -7,6 +7,7 @@ mod deletions;
 mod jobs;
 mod nodes;
 mod notes;
+mod samplings;
 mod units;
 
 pub use checkpoints::{
@@ -21,6 +22,7 @@ pub use jobs::{
 pub(crate) use jobs::{ended, one_line};
 pub use nodes::{drain_node, forget_node};
 pub use notes::note_job;
+pub use samplings::{commit_samples, fail_samples};
 pub use units::{
     UnitCommit, UnitCommitted, UnitFate, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit,
     shard_path,

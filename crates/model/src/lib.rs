@@ -64,6 +64,7 @@ pub mod tokenizer;
 pub mod training;
 mod transformer;
 pub mod unope;
+pub mod validation;
 mod vit;
 pub mod weight_files;
 pub mod weights;

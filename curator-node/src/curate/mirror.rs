@@ -64,6 +64,15 @@ pub struct LocalCopies {
     pub cache: Cache,
 }
 
+/// What a stage's files are needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its pairs are made and served.
+    Curating,
+    /// Pictures are drawn with its checkpoints.
+    Sampling,
+}
+
 /// Whether a stage can do without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
@@ -90,11 +99,13 @@ impl Mirror {
     pub fn of(
         job: &JobSpec,
         index: usize,
+        purpose: Purpose,
         reach: &Reach,
         copies: LocalCopies,
     ) -> Result<Option<Mirror>, MirrorError> {
         let may = |key: &str| reach.check_path(&format!("{STORE_PREFIX}{key}")).is_ok();
-        let wanted: BTreeMap<_, _> = wanted(job, index).into_iter().filter(|(key, _)| may(key)).collect();
+        let wanted: BTreeMap<_, _> =
+            wanted(job, index, purpose).into_iter().filter(|(key, _)| may(key)).collect();
         if wanted.is_empty() {
             return Ok(None);
         }
@@ -212,7 +223,7 @@ async fn late<T>(key: &str, waiting: impl Future<Output = T>) -> Result<T, Mirro
 
 /// The keys that a stage's curation reads. Base weights are only read by sources that draw; encoders without a folder of
 /// their own lie beside them, or in them if they are a folder.
-fn wanted(job: &JobSpec, index: usize) -> BTreeMap<String, Need> {
+fn wanted(job: &JobSpec, index: usize, purpose: Purpose) -> BTreeMap<String, Need> {
     let Some(stage) = job.stages.get(index) else { return BTreeMap::new() };
     let mut keys = BTreeSet::new();
     let key = |path: &str| Some(path.strip_prefix(STORE_PREFIX)?.trim_matches('/').to_owned());
@@ -220,7 +231,12 @@ fn wanted(job: &JobSpec, index: usize) -> BTreeMap<String, Need> {
     let of_stage = named_files(job).into_iter().filter(|file| file.stage == Some(index));
     keys.extend(of_stage.filter_map(|file| key(file.path)));
     let weights = key_of(&job.model.weights);
-    let draws = matches!(stage.data.source, DataSource::Generate(_) | DataSource::Recompose(_));
+    let of_samples = job.samples.iter().flat_map(|samples| &samples.prompts);
+    let references =
+        of_samples.flat_map(|prompt| &prompt.references).filter(|_| purpose == Purpose::Sampling);
+    keys.extend(references.filter_map(|path| key(path)));
+    let draws = purpose == Purpose::Sampling
+        || matches!(stage.data.source, DataSource::Generate(_) | DataSource::Recompose(_));
     keys.extend(weights.clone().filter(|_| draws));
     let mut wanted: BTreeMap<String, Need> = keys.into_iter().map(|key| (key, Need::Must)).collect();
     if job.model.preset == ModelPreset::Nano {
@@ -259,13 +275,13 @@ mod tests {
     }
 
     fn keys(model: &str, data: &str) -> Vec<String> {
-        wanted(&job(model, data), 0).into_keys().collect()
+        wanted(&job(model, data), 0, Purpose::Curating).into_keys().collect()
     }
 
     fn bounded_mirror_of(job: &JobSpec, scratch: &Path, reach: &Reach) -> Option<Mirror> {
         let cache = Cache::new(scratch.join("cache"), 1 << 30);
         let copies = LocalCopies { url: "s3://b".into(), scratch: scratch.into(), cache };
-        Mirror::of(job, 0, reach, copies).expect("a folder")
+        Mirror::of(job, 0, Purpose::Curating, reach, copies).expect("a folder")
     }
 
     fn mirror_of(job: &JobSpec, scratch: &Path) -> Mirror {

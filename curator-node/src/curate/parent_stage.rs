@@ -5,7 +5,7 @@ use crate::pipeline::{Trained, TrainedFile};
 use crate::serve::pair_log::LogState;
 use crate::sources::recompose::ParentPairs;
 use crescendo_core::object_keys;
-use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE, verify};
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, verify};
 use crescendo_dataset::digest::sha256_hex;
 use crescendo_dataset::shard::read_shard;
 use crescendo_node::objects::cache::CacheError;
@@ -67,7 +67,7 @@ impl ParentStage {
         if kept.is_none() {
             let missing = || ParentStageError::NoCheckpoint { stage: self.stage.clone() };
             let checkpoint = self.checkpoint.as_ref().ok_or_else(missing)?;
-            *kept = Some(fetch(self.objects.as_ref(), &self.copies, checkpoint).await?);
+            *kept = Some(fetch(self.objects.as_ref(), &self.copies, checkpoint, false).await?);
         }
         Ok(kept.clone())
     }
@@ -141,22 +141,24 @@ impl ParentStage {
     }
 }
 
-/// A checkpoint's trained weights on this machine, through its cache; size and SHA-256 must be as registered.
-async fn fetch(
+/// A checkpoint's trained weights on this machine, or their moving average, through its cache; size and SHA-256 must be as
+/// registered.
+pub async fn fetch(
     objects: &dyn ObjectStore,
     copies: &LocalCopies,
     checkpoint: &Checkpoint,
+    is_average: bool,
 ) -> Result<Trained, ParentStageError> {
+    let missing = || ParentStageError::NoWeights { path: checkpoint.path.clone() };
     let file = |name: &str| checkpoint.files.iter().find(|file| file.name == name);
-    match (file(ADAPTER_FILE), file(MODEL_FILE)) {
-        (Some(file), _) => {
-            Ok(Trained::Adapter(Arc::new(fetch_file(objects, copies, &checkpoint.path, file).await?)))
-        }
-        (None, Some(file)) => {
-            Ok(Trained::Network(Arc::new(fetch_file(objects, copies, &checkpoint.path, file).await?)))
-        }
-        (None, None) => Err(ParentStageError::NoWeights { path: checkpoint.path.clone() }),
-    }
+    let (trained, is_adapter) = match (file(ADAPTER_FILE), file(MODEL_FILE)) {
+        (Some(file), _) => (file, true),
+        (None, Some(file)) => (file, false),
+        (None, None) => return Err(missing()),
+    };
+    let wanted = if is_average { file(EMA_FILE).ok_or_else(missing)? } else { trained };
+    let fetched = Arc::new(fetch_file(objects, copies, &checkpoint.path, wanted).await?);
+    Ok(if is_adapter { Trained::Adapter(fetched) } else { Trained::Network(fetched) })
 }
 
 async fn fetch_file(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crescendo_core::object_keys::{is_checkpoint_file, job_of_logs};
+use crescendo_core::object_keys::{is_checkpoint_file, is_samples, job_of_logs};
 use crescendo_node::objects::{self, with_causes};
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::session::call::Controllers;
@@ -106,8 +106,8 @@ async fn read_into(
         return Ok(());
     }
     let log = job_of_logs(&read.key);
-    if log.is_none() && !is_checkpoint_file(&read.key) {
-        return Err(lasting(format!("{} is not a file of a checkpoint", read.key)));
+    if log.is_none() && !is_checkpoint_file(&read.key) && !is_samples(&read.key) {
+        return Err(lasting(format!("{} is neither a file of a checkpoint nor one of samples", read.key)));
     }
     if !room {
         return Err(passing("the curator sends as many files as it may at a time".to_owned()));
@@ -200,7 +200,9 @@ mod tests {
         assert_eq!(taken.len(), 1);
         for other in ["secret", "jobs/a/s/checkpoints/../../../../secret"] {
             let (outcome, taken) = read(other, true).await;
-            assert!(outcome.unwrap_err().reason.contains("is not a file of a checkpoint"));
+            assert!(
+                outcome.unwrap_err().reason.contains("is neither a file of a checkpoint nor one of samples")
+            );
             assert_eq!(taken.len(), 1, "nothing of it is sent");
         }
     }

@@ -384,6 +384,7 @@ impl Facts {
             | Record::Node(_)
             | Record::Cluster(_)
             | Record::Keep(_)
+            | Record::Sampling(_)
             | Record::Usage(_)
             | Record::Notice(_)
             | Record::Notes(_) => {}
@@ -543,6 +544,7 @@ impl Facts {
             | RecordKey::Stage(_)
             | RecordKey::Checkpoint(..)
             | RecordKey::Keep(..)
+            | RecordKey::Sampling(..)
             | RecordKey::Notice(_)
             | RecordKey::Notes(_)
             | RecordKey::Node(_)

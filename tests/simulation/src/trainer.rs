@@ -204,7 +204,8 @@ impl Agent {
                 Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
-                | Command::CollectObjects(_),
+                | Command::CollectObjects(_)
+                | Command::DrawSamples(_),
             ) => Vec::new(),
             Event::Connected(rank, down) => match (self.table.on_hello(&rank), self.ranks.get_mut(&rank)) {
                 (Some(effect), Some(handle)) => {

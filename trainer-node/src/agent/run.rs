@@ -372,7 +372,8 @@ impl Agent {
                 Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
-                | Command::CollectObjects(_),
+                | Command::CollectObjects(_)
+                | Command::DrawSamples(_),
             ) => {
                 tracing::warn!("a command for curators came to a trainer");
                 Vec::new()

@@ -21,6 +21,8 @@ pub enum Looking {
     Nodes(Option<BTreeMap<String, v1::Node>>),
     Queues(Option<v1::ListQueuesResponse>),
     Curves(v1::CurvesView, BTreeMap<String, Cursor>),
+    /// None before the first.
+    Samples(v1::SamplesView, Option<BTreeMap<(String, u64), v1::Sampling>>),
     /// Lines come by themselves.
     Log(v1::LogView),
     /// It has told why there is nothing to see; or is about to.
@@ -62,6 +64,7 @@ impl Looking {
             Shows::Queues(v1::QueuesView {}) => Self::Queues(None),
             Shows::Curves(view) => Self::Curves(view, BTreeMap::new()),
             Shows::Log(view) => Self::Log(view),
+            Shows::Samples(view) => Self::Samples(view, None),
         }
     }
 
@@ -92,6 +95,9 @@ impl Looking {
                 Ok(News::of(is_news.then_some(Shown::Queues(queues))))
             }
             Self::Curves(view, cursors) => told_curves(view, cursors, snapshot, curves, scope),
+            Self::Samples(view, told) => job_of(&view.job_id)
+                .and_then(|job| snapshot.samplings(&job, scope))
+                .map(|samplings| News::of(told_samples(told, samplings))),
             Self::Log(_) => Ok(News::default()),
             Self::Over(last) => Ok(News::of(last.take().map(|last| *last))),
         };
@@ -155,6 +161,22 @@ fn told_nodes(told: &mut Option<BTreeMap<String, v1::Node>>, nodes: Vec<v1::Node
     // That there are none is news once.
     let is_news = is_first || !changed.is_empty() || !gone.is_empty();
     is_news.then_some(Shown::Nodes(v1::NodesShown { changed, gone }))
+}
+
+fn told_samples(
+    told: &mut Option<BTreeMap<(String, u64), v1::Sampling>>,
+    samplings: Vec<v1::Sampling>,
+) -> Option<Shown> {
+    let is_first = told.is_none();
+    let before = told.take().unwrap_or_default();
+    let now: BTreeMap<(String, u64), v1::Sampling> =
+        samplings.into_iter().map(|sampling| ((sampling.stage.clone(), sampling.step), sampling)).collect();
+    let is_news = |entry: &(&(String, u64), &v1::Sampling)| before.get(entry.0) != Some(entry.1);
+    let samplings: Vec<v1::Sampling> =
+        now.iter().filter(is_news).map(|(_, sampling)| sampling.clone()).collect();
+    *told = Some(now);
+    // That there are none is news once.
+    (is_first || !samplings.is_empty()).then_some(Shown::Samples(v1::ListSamplesResponse { samplings }))
 }
 
 fn told_curves(

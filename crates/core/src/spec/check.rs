@@ -40,6 +40,9 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
         check_stage_endpoints(&mut found, spec, stage, &at);
         batch(&mut found, &spec.resources, stage, &at);
     }
+    if let Some(wanted) = &spec.samples {
+        samples(&mut found, spec, wanted);
+    }
     found.0
 }
 
@@ -291,6 +294,58 @@ fn taken(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
             &[&at("references"), &theirs("references"), &theirs("data.from")],
             message,
         );
+    }
+}
+
+/// Times that one stage is drawn from at most.
+const MAX_SAMPLINGS: u64 = 10_000;
+
+/// What is drawn of checkpoints.
+fn samples(found: &mut Found, spec: &JobSpec, samples: &SamplesSpec) {
+    let at = |field: &str| format!("spec.samples.{field}");
+    let SamplesSpec { every, prompts, held_out, resolution, weights, validation_pairs, .. } = samples;
+    let checkpoints_every = spec.checkpoints.every;
+    if checkpoints_every == 0 || !every.is_multiple_of(checkpoints_every) {
+        let message = format!(
+            "{every} is not a multiple of checkpoints.every, {checkpoints_every}: pictures are drawn with checkpoints"
+        );
+        found.add(at("every"), &["spec.checkpoints.every"], message);
+    }
+    let steps = spec.stages.iter().map(|stage| stage.train.steps).max().unwrap_or(0);
+    if steps / every.max(&1) > MAX_SAMPLINGS {
+        let message = format!(
+            "{steps} steps would be drawn from {} times, and a stage is {MAX_SAMPLINGS} times at most: set it to {} or more",
+            steps / every,
+            steps.div_ceil(MAX_SAMPLINGS)
+        );
+        found.add(at("every"), &["spec.checkpoints.every"], message);
+    }
+    if let Some(pixels) = resolution {
+        sixteenth(found, at("resolution"), *pixels);
+    }
+    let most = spec.stages.iter().map(|stage| stage.references as usize).max().unwrap_or(0);
+    for (index, prompt) in prompts.iter().enumerate().filter(|(_, prompt)| prompt.references.len() > most) {
+        let message = format!("{} references, and no stage has more than {most}", prompt.references.len());
+        found.add(at(&format!("prompts[{index}].references")), &["spec.stages"], message);
+    }
+    let holds_out =
+        |stage: &StageSpec| stage.data.source.library().is_some_and(|library| library.holds_out());
+    for (field, count) in [("heldOut", held_out), ("validationPairs", validation_pairs)] {
+        if *count > 0 && !spec.stages.iter().any(holds_out) {
+            let message = "no stage has a library of subjects of which any is held out: set holdOut or holdOutOneIn beside its `subjects`";
+            found.add(at(field), &["spec.stages"], message.to_owned());
+        }
+    }
+    if prompts.is_empty() && (*held_out, *validation_pairs) == (0, 0) {
+        let message = "nothing says what is drawn: set prompts, heldOut or validationPairs".to_owned();
+        found.add("spec.samples", &[], message);
+    }
+    for (index, stage) in spec.stages.iter().enumerate() {
+        if *weights == SampledWeights::Ema && stage.train.ema_decay.is_none() {
+            let field = format!("spec.stages[{index}].train.emaDecay");
+            let message = format!("stage {} keeps no moving average: set its emaDecay", stage.name);
+            found.add(at("weights"), &[&field], message);
+        }
     }
 }
 

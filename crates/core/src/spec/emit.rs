@@ -24,6 +24,7 @@ pub fn to_yaml(spec: &JobSpec) -> String {
         endpoints,
         stages,
         checkpoints,
+        samples,
     } = spec;
     let mut out = Writer::default();
     out.line(0, "apiVersion", "crescendo/v1");
@@ -82,6 +83,9 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.open(1, "checkpoints");
     out.line(2, "every", checkpoints.every);
     out.line(2, "keepLast", checkpoints.keep_last);
+    if let Some(samples) = samples {
+        write_samples(&mut out, samples);
+    }
     out.text
 }
 
@@ -175,12 +179,12 @@ fn write_source(out: &mut Writer, source: &DataSource) {
             out.field("companions", number(*companions));
             out.field("panels", word(panels));
             out.field("shapes", word(shapes));
-            write_draw(out, draw);
+            write_draw(out, 4, draw);
         }
         DataSource::Recompose(RecomposeSpec { crop, draw }) => {
             out.line(4, "source", "recompose");
             write_crop(out, crop);
-            write_draw(out, draw);
+            write_draw(out, 4, draw);
         }
         DataSource::Crop(crop) => {
             out.line(4, "source", "crop");
@@ -258,13 +262,38 @@ fn words(words: impl Iterator<Item = String>) -> String {
     format!("[{}]", words.collect::<Vec<_>>().join(", "))
 }
 
-fn write_draw(out: &mut Writer, draw: &DrawSpec) {
+fn write_draw(out: &mut Writer, depth: usize, draw: &DrawSpec) {
     let DrawSpec { steps, guidance, true_cfg, batch } = draw;
-    out.open(4, "draw");
-    out.line(5, "steps", steps);
-    out.line(5, "guidance", number(*guidance));
-    out.line(5, "trueCfg", number(*true_cfg));
-    out.line(5, "batch", batch);
+    out.open(depth, "draw");
+    out.line(depth + 1, "steps", steps);
+    out.line(depth + 1, "guidance", number(*guidance));
+    out.line(depth + 1, "trueCfg", number(*true_cfg));
+    out.line(depth + 1, "batch", batch);
+}
+
+fn write_samples(out: &mut Writer, samples: &SamplesSpec) {
+    let SamplesSpec { every, prompts, held_out, pictures, seed, resolution, draw, weights, validation_pairs } =
+        samples;
+    out.open(1, "samples");
+    out.line(2, "every", every);
+    if !prompts.is_empty() {
+        out.open(2, "prompts");
+    }
+    for SamplePrompt { prompt, references } in prompts {
+        out.item(3, "prompt", text(prompt));
+        if !references.is_empty() {
+            out.line(4, "references", words(references.iter().map(|path| text(path))));
+        }
+    }
+    out.line(2, "heldOut", held_out);
+    out.line(2, "pictures", pictures);
+    out.line(2, "seed", seed);
+    if let Some(resolution) = resolution {
+        out.line(2, "resolution", resolution);
+    }
+    write_draw(out, 2, draw);
+    out.line(2, "weights", word(weights));
+    out.line(2, "validationPairs", validation_pairs);
 }
 
 fn write_train(out: &mut Writer, train: &TrainSpec) {

@@ -32,6 +32,13 @@ pub fn named_files(spec: &JobSpec) -> Vec<NamedFile<'_>> {
             path,
         }));
     }
+    for (index, prompt) in spec.samples.iter().flat_map(|samples| &samples.prompts).enumerate() {
+        found.extend(prompt.references.iter().map(|path| NamedFile {
+            field: format!("spec.samples.prompts[{index}].references"),
+            stage: None,
+            path,
+        }));
+    }
     found
 }
 

@@ -50,6 +50,8 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         stages.push(stage);
     }
     let checkpoints = checkpoints(reader, spec, &path.field("checkpoints"));
+    let nano = model.preset == ModelPreset::Nano;
+    let samples = samples(reader, spec, &path.field("samples"), checkpoints.every, nano);
     JobSpec {
         name,
         tenant,
@@ -64,6 +66,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         endpoints,
         stages,
         checkpoints,
+        samples,
     }
 }
 
@@ -357,13 +360,61 @@ fn generate(reader: &mut Reader, section: Section<'_>, path: &Path, nano: bool) 
 
 fn draw(reader: &mut Reader, data: Section<'_>, data_path: &Path, nano: bool) -> DrawSpec {
     let path = data_path.field("draw");
-    let section = reader.section(data, &path);
+    draw_of(reader, data, &path, "spec.stages[].data.draw", if nano { 32 } else { 4 })
+}
+
+fn draw_of(reader: &mut Reader, parent: Section<'_>, path: &Path, row: &str, batch: u32) -> DrawSpec {
+    let section = reader.section(parent, path);
+    let row = |name: &str| format!("{row}.{name}");
     DrawSpec {
-        steps: whole(reader, section, &path.field("steps"), "spec.stages[].data.draw.steps"),
-        guidance: number(reader, section, &path.field("guidance"), "spec.stages[].data.draw.guidance"),
-        true_cfg: number(reader, section, &path.field("trueCfg"), "spec.stages[].data.draw.trueCfg"),
-        batch: whole_or(reader, section, &path.field("batch"), if nano { 32 } else { 4 }),
+        steps: whole(reader, section, &path.field("steps"), &row("steps")),
+        guidance: number(reader, section, &path.field("guidance"), &row("guidance")),
+        true_cfg: number(reader, section, &path.field("trueCfg"), &row("trueCfg")),
+        batch: whole_or(reader, section, &path.field("batch"), batch),
     }
+}
+
+/// What is drawn of checkpoints, if anything is.
+fn samples(
+    reader: &mut Reader,
+    spec: Section<'_>,
+    path: &Path,
+    checkpoints_every: u64,
+    nano: bool,
+) -> Option<SamplesSpec> {
+    let section = reader.section(spec, path);
+    if !reader.is_section_present(section) {
+        return None;
+    }
+    let prompts = reader.sections(section, &path.field("prompts"));
+    let prompts = prompts.into_iter().map(|(path, section)| SamplePrompt {
+        prompt: reader.text(section, &path.field("prompt")).unwrap_or_default(),
+        references: match reader.text_or_texts(section, &path.field("references")) {
+            Some(Ok(one)) => vec![one],
+            Some(Err(list)) => list,
+            None => Vec::new(),
+        },
+    });
+    let prompts = prompts.collect();
+    Some(SamplesSpec {
+        every: whole_or(reader, section, &path.field("every"), checkpoints_every),
+        prompts,
+        held_out: whole(reader, section, &path.field("heldOut"), "spec.samples.heldOut"),
+        pictures: whole(reader, section, &path.field("pictures"), "spec.samples.pictures"),
+        seed: whole(reader, section, &path.field("seed"), "spec.samples.seed"),
+        resolution: reader.whole(section, &path.field("resolution")).map(fit),
+        draw: draw_of(reader, section, &path.field("draw"), "spec.samples.draw", if nano { 16 } else { 1 }),
+        weights: match reader.word(section, &path.field("weights")) {
+            Some("ema") => SampledWeights::Ema,
+            _ => SampledWeights::Trained,
+        },
+        validation_pairs: whole(
+            reader,
+            section,
+            &path.field("validationPairs"),
+            "spec.samples.validationPairs",
+        ),
+    })
 }
 
 fn crop(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32, around: &Around<'_>) -> CropSpec {

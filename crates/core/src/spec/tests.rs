@@ -467,7 +467,7 @@ fn every_field_of_the_table_is_read() {
 fn with_nonsense(field: &Field) -> String {
     let mut root = serde_json::json!({
         "apiVersion": "crescendo/v1", "kind": "TrainingJob", "metadata": {"name": "uno"},
-        "spec": {"model": {"preset": "nano"}, "endpoints": [{}], "stages": [{"data": {"source": "compose"}}]},
+        "spec": {"model": {"preset": "nano"}, "endpoints": [{}], "samples": {"prompts": [{}]}, "stages": [{"data": {"source": "compose"}}]},
     });
     if let Some(kind) = field.only_with.strip_prefix("kind: ") {
         root["spec"]["stages"][0]["data"]["filter"] = serde_json::json!({"judge": {"kind": kind}});
@@ -741,4 +741,62 @@ fn pairs_are_taken_of_an_earlier_stage_with_a_source_of_its_own() {
         &spec("", MODEL, "{data: {source: log}}"),
         "spec.stages[0].data.from: the first stage has no earlier one whose pairs it could take: name `JOB/STAGE` of another job",
     );
+}
+
+#[test]
+fn samples_that_could_not_be_drawn_are_refused() {
+    let of = |samples: &str, stage: &str| {
+        format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: uno}}\nspec:\n  model: {{preset: nano, weights: w}}\n  \
+             checkpoints: {{every: 50}}\n  samples: {{{samples}}}\n  stages: [{{data: {{source: compose, subjects: lib{stage}}}, train: {{steps: 600000}}}}]\n"
+        )
+    };
+    let refused =
+        |samples: &str| problems(&of(samples, "")).into_iter().map(|p| p.to_string()).collect::<Vec<_>>();
+    let cases = [
+        ("{}", "", "spec.samples: nothing says what is drawn: set prompts, heldOut or validationPairs"),
+        (
+            "every: 75, ",
+            "prompts: [{prompt: a cup}]",
+            "spec.samples.every: 75 is not a multiple of checkpoints.every, 50: pictures are drawn with checkpoints",
+        ),
+        (
+            "every: 50, ",
+            "prompts: [{prompt: a cup}]",
+            "spec.samples.every: 600000 steps would be drawn from 12000 times, and a stage is 10000 times at most: set it to 60 or more",
+        ),
+        (
+            "every: 100, ",
+            "heldOut: 2",
+            "spec.samples.heldOut: no stage has a library of subjects of which any is held out: set holdOut or holdOutOneIn beside its `subjects`",
+        ),
+        ("every: 100, ", "validationPairs: 2", "spec.samples.validationPairs: no stage has a library"),
+        (
+            "every: 100, ",
+            "prompts: [{prompt: a cup, references: [a, b]}]",
+            "spec.samples.prompts[0].references: 2 references, and no stage has more than 1",
+        ),
+        (
+            "every: 100, ",
+            "prompts: [{prompt: a cup}], weights: ema",
+            "spec.samples.weights: stage stage-1 keeps no moving average: set its emaDecay",
+        ),
+        (
+            "every: 100, ",
+            "prompts: [{prompt: a cup}], resolution: 40",
+            "spec.samples.resolution: 40 is not a multiple of 16",
+        ),
+    ];
+    for (every, rest, expected) in cases {
+        let samples = format!("{every}{rest}").replace("{}", "every: 100");
+        let found = refused(&samples);
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{samples}: {found:#?}");
+    }
+    let spec = parse(
+        of("heldOut: 2, every: 100, prompts: [{prompt: a cup, references: a.png}]", ", holdOutOneIn: 4")
+            .as_bytes(),
+    );
+    let samples = spec.expect("the spec is right").samples.expect("it has some");
+    assert_eq!(samples.prompts, [SamplePrompt { prompt: "a cup".into(), references: vec!["a.png".into()] }]);
+    assert_eq!((samples.every, samples.draw.batch, samples.seed), (100, 16, 3407));
 }

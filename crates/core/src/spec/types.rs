@@ -43,6 +43,9 @@ pub struct JobSpec {
     /// At least one.
     pub stages: Vec<StageSpec>,
     pub checkpoints: CheckpointPolicy,
+    /// What is drawn of checkpoints, for people to see; nothing if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SamplesSpec>,
 }
 
 /// The network that is trained.
@@ -363,6 +366,13 @@ pub struct SubjectLibrary<'a> {
     pub hold_out: &'a [String],
     /// Every n-th subject is kept out as well; 0 keeps out none.
     pub hold_out_one_in: u32,
+}
+
+impl SubjectLibrary<'_> {
+    /// Whether any subject is kept out of training.
+    pub fn holds_out(&self) -> bool {
+        self.hold_out_one_in > 0 || !self.hold_out.is_empty()
+    }
 }
 
 /// Specs that were stored before there was the field.
@@ -741,6 +751,71 @@ pub struct CheckpointPolicy {
     pub every: u64,
     /// Checkpoints kept per stage besides the final one, at least 1.
     pub keep_last: u32,
+}
+
+/// Pictures that curators draw with checkpoints while a stage is trained, and the loss on pairs that it never sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SamplesSpec {
+    /// Optimizer steps between them; a multiple of `checkpoints.every`. The end of a stage always has them.
+    pub every: u64,
+    pub prompts: Vec<SamplePrompt>,
+    /// Subjects that a stage's library keeps out of training, each drawn in a scene of its own.
+    pub held_out: u32,
+    /// Pictures of each prompt and subject, each from noise of its own.
+    pub pictures: u32,
+    /// Seed of that noise, and of what is chosen of the library: jobs with one seed are compared like with like.
+    pub seed: u64,
+    /// Longer side, pixels; that of the stage's own pictures if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolution: Option<u32>,
+    pub draw: DrawSpec,
+    pub weights: SampledWeights,
+    /// Pairs of held-out subjects on which the loss is worked out; 0 is none.
+    pub validation_pairs: u32,
+}
+
+/// Something to draw.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SamplePrompt {
+    pub prompt: String,
+    /// Pictures: paths, or keys below the object store's root as `store:<key>`. Drawn by stages with at least as many.
+    pub references: Vec<String>,
+}
+
+/// Which of a checkpoint's weights draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SampledWeights {
+    /// Those that are trained.
+    Trained,
+    /// Their moving average.
+    Ema,
+}
+
+impl SamplesSpec {
+    /// Whether a checkpoint of this step is drawn from.
+    pub fn are_due(&self, step: u64, is_final: bool) -> bool {
+        is_final || step.is_multiple_of(self.every.max(1))
+    }
+
+    /// The prompts that a stage with so many references draws.
+    pub fn prompts_of(&self, stage: &StageSpec) -> impl Iterator<Item = &SamplePrompt> {
+        let most = stage.references as usize;
+        self.prompts.iter().filter(move |prompt| prompt.references.len() <= most)
+    }
+
+    /// Held-out subjects that a stage draws, and pairs of them that it is validated on.
+    pub fn held_out_of(&self, stage: &StageSpec) -> (u32, u32) {
+        let holds_out = stage.data.source.library().is_some_and(|library| library.holds_out());
+        if holds_out { (self.held_out, self.validation_pairs) } else { (0, 0) }
+    }
+
+    /// Whether anything is drawn of a stage, or validated.
+    pub fn has_any_of(&self, stage: &StageSpec) -> bool {
+        self.held_out_of(stage) != (0, 0) || self.prompts_of(stage).next().is_some()
+    }
 }
 
 /// A language model behind an OpenAI-compatible interface.

@@ -1,13 +1,17 @@
 //! The registry of checkpoints.
 
+use std::sync::Arc;
+
 use crate::error::RequestError;
 use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
 use crate::job::JobEvent;
 use crate::object_keys::{self, JobObject};
 use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, Write};
 use crate::references::is_started_from;
+use crate::sampling::SamplingRecord;
 use crate::state::{ClusterState, Job, Stage};
 use crate::transitions::jobs::{ended, one_line};
+use crate::transitions::samplings::samplings_with;
 
 /// Files that one checkpoint may have.
 const MAX_FILES: usize = 64;
@@ -76,6 +80,7 @@ pub fn commit_checkpoint(
 
     let checkpoint = CheckpointRecord { committed_at: now, damaged: None, ..checkpoint };
     let mut writes = vec![Write::Put(Record::Checkpoint(checkpoint.clone()))];
+    writes.extend(samplings_with(job, stage, &checkpoint));
     let mut expired = expired_by(job, stage, &checkpoint);
     expired.retain(|old| !is_started_from(state, old));
     writes.extend(
@@ -159,13 +164,18 @@ pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), Reques
 }
 
 /// Checkpoints of the stage that are no longer kept once `new` is there: all but the newest `keepLast` undamaged ones
-/// besides the final one and those that are marked to be kept, and damaged ones older than those.
+/// besides the final one, those that are marked to be kept and those that are still to be drawn with, and damaged ones older
+/// than those.
 fn expired_by(job: &Job, stage: &Stage, new: &CheckpointRecord) -> Vec<CheckpointRecord> {
     let keep = job.record.spec.checkpoints.keep_last.max(1) as usize;
     let new_counts = usize::from(!new.is_final);
     let mut kept = new_counts;
     let mut expired = Vec::new();
-    let is_marked = |old: &CheckpointRecord| stage.keeps.contains_key(&(old.step, old.generation));
+    let is_marked = |old: &CheckpointRecord| {
+        let is_drawn_with = |sampling: &Arc<SamplingRecord>| sampling.is_wanted() && sampling.is_of(old);
+        stage.keeps.contains_key(&(old.step, old.generation))
+            || stage.samplings.get(&old.step).is_some_and(is_drawn_with)
+    };
     for old in stage.checkpoints.values().rev().filter(|old| !old.is_final && !is_marked(old)) {
         if kept >= keep {
             expired.push(old.clone());

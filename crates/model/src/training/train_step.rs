@@ -142,7 +142,7 @@ impl MicroBatch {
         })
     }
 
-    fn layout(&self, positions: PositionMode) -> Result<Layout> {
+    pub(crate) fn layout(&self, positions: PositionMode) -> Result<Layout> {
         let text_tokens = match self.txt.size().as_slice() {
             [_, tokens, _] => *tokens,
             other => {

@@ -17,9 +17,9 @@ use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
-    AssignCuration, CollectObjects, DrainAttempt, Heartbeat, Hello, LogBatch, NodeDrains, NodeHealth,
-    OpenSessionRequest, OpenSessionResponse, ReadObject, ReleaseCuration, RescueAttempt, StartAttempt,
-    StopAttempt, UpdateCurators, Welcome,
+    AssignCuration, CollectObjects, DrainAttempt, DrawSamples, Heartbeat, Hello, LogBatch, NodeDrains,
+    NodeHealth, OpenSessionRequest, OpenSessionResponse, ReadObject, ReleaseCuration, RescueAttempt,
+    StartAttempt, StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -59,6 +59,7 @@ pub enum Command {
     StopAttempt(StopAttempt),
     DrainAttempt(DrainAttempt),
     RescueAttempt(RescueAttempt),
+    DrawSamples(Box<DrawSamples>),
     UpdateCurators(UpdateCurators),
     AssignCuration(Box<AssignCuration>),
     ReleaseCuration(ReleaseCuration),
@@ -323,6 +324,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
         Some(Down::StopAttempt(stop)) => Some(Command::StopAttempt(stop)),
         Some(Down::DrainAttempt(drain)) => Some(Command::DrainAttempt(drain)),
         Some(Down::RescueAttempt(rescue)) => Some(Command::RescueAttempt(rescue)),
+        Some(Down::DrawSamples(order)) => Some(Command::DrawSamples(Box::new(order))),
         Some(Down::UpdateCurators(update)) => Some(Command::UpdateCurators(update)),
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(Box::new(assign))),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),

@@ -416,6 +416,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             },
         }],
         checkpoints: CheckpointPolicy { every: 2, keep_last: 2 },
+        samples: None,
     }
 }
 

@@ -298,6 +298,24 @@ fn sizes(heads: u32) -> NetworkSizes {
     }
 }
 
+fn samples(every: u64, times: usize, references: u32) -> SamplesSpec {
+    let prompt = |prompt: &str, references: u32| SamplePrompt {
+        prompt: prompt.to_owned(),
+        references: (0..references).map(|n| format!("pictures/{n}.png")).collect(),
+    };
+    SamplesSpec {
+        every: every * 1000 * times as u64,
+        prompts: vec![prompt("a cup: \"blue\"", references), prompt("- none", 0)],
+        held_out: 0,
+        pictures: times as u32,
+        seed: u64::MAX,
+        resolution: (times == 2).then_some(64),
+        draw: DrawSpec { steps: 4, guidance: 0.1, true_cfg: 2.5, batch: 3 },
+        weights: SampledWeights::Trained,
+        validation_pairs: 0,
+    }
+}
+
 fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
@@ -353,6 +371,8 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
                 let precisions = [Precision::Auto, Precision::Fp8, Precision::Bf16];
                 let pick = usize::try_from(seed % 3).expect("less than 3");
+                let most = named.iter().map(|stage| stage.references).max().unwrap_or_default();
+                let samples = (pick > 0).then(|| samples(every, pick, most.min(2)));
                 JobSpec {
                     name,
                     tenant,
@@ -373,6 +393,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                     endpoints,
                     stages: named,
                     checkpoints: CheckpointPolicy { every, keep_last: 1 },
+                    samples,
                 }
             },
         )
