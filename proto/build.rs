@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 11] = [
+const WIRE: [&str; 12] = [
     "access",
     "agent",
     "checkpoint",
@@ -14,6 +14,7 @@ const WIRE: [&str; 11] = [
     "object",
     "pair",
     "queue",
+    "review",
     "view",
 ];
 

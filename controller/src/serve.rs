@@ -18,6 +18,7 @@ use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
 use crescendo_proto::v1::object_service_server::ObjectServiceServer;
 use crescendo_proto::v1::queue_service_server::QueueServiceServer;
+use crescendo_proto::v1::review_service_server::ReviewServiceServer;
 use crescendo_proto::v1::view_service_server::ViewServiceServer;
 use crescendo_store::Store;
 use prometheus::Registry;
@@ -42,7 +43,9 @@ use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::page::PageLayer;
 use crate::relay::Relays;
-use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings, Sight, Views};
+use crate::services::{
+    Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings, Review, Sight, Views,
+};
 use crate::unit_board::UnitBoard;
 use crate::webhooks::Webhooks;
 
@@ -55,7 +58,7 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "crescendo.v1.JobService",
     "crescendo.v1.NodeService",
     "crescendo.v1.CheckpointService",
@@ -63,6 +66,7 @@ const SERVICES: [&str; 7] = [
     "crescendo.v1.ObjectService",
     "crescendo.v1.QueueService",
     "crescendo.v1.ViewService",
+    "crescendo.v1.ReviewService",
 ];
 
 /// What a controller is made of.
@@ -136,6 +140,7 @@ impl Controller {
             nodes: Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()),
             checkpoints: Checkpoints::new(handle.clone()),
             queues: QueueStandings::new(handle.clone()),
+            review: Review::new(handle.clone(), relays.clone()),
             objects: Objects::new(handle.clone(), relays, collections, tasks.clone()),
             views: Views::new(sight, tasks.clone()),
         };
@@ -176,11 +181,12 @@ struct PeoplesServices {
     queues: QueueStandings,
     objects: Objects,
     views: Views,
+    review: Review,
 }
 
 impl PeoplesServices {
     fn routes(self) -> Routes {
-        let Self { callers, jobs, nodes, checkpoints, queues, objects, views } = self;
+        let Self { callers, jobs, nodes, checkpoints, queues, objects, views, review } = self;
         let sized = MAX_MESSAGE_BYTES;
         Routes::new(web(AccessServiceServer::new(callers)))
             .add_service(web(JobServiceServer::new(jobs).max_decoding_message_size(sized)))
@@ -189,6 +195,7 @@ impl PeoplesServices {
             .add_service(web(QueueServiceServer::new(queues).max_decoding_message_size(sized)))
             .add_service(web(ObjectServiceServer::new(objects).max_decoding_message_size(sized)))
             .add_service(web(ViewServiceServer::new(views).max_decoding_message_size(sized)))
+            .add_service(web(ReviewServiceServer::new(review).max_decoding_message_size(sized)))
     }
 }
 

@@ -9,6 +9,7 @@ mod nodes;
 mod objects;
 mod queues;
 mod quiet;
+mod review;
 mod views;
 
 pub use callers::Callers;
@@ -18,6 +19,7 @@ pub use jobs::Jobs;
 pub use nodes::Nodes;
 pub use objects::Objects;
 pub use queues::QueueStandings;
+pub use review::Review;
 pub use views::{Sight, Views};
 
 use crescendo_core::error::RequestError;

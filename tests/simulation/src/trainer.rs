@@ -204,6 +204,7 @@ impl Agent {
                 Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
+                | Command::ReadStoredPairs(_)
                 | Command::CollectObjects(_),
             ) => Vec::new(),
             Event::Connected(rank, down) => match (self.table.on_hello(&rank), self.ranks.get_mut(&rank)) {

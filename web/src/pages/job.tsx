@@ -10,6 +10,7 @@ import { JobCurves } from "../parts/job-curves.tsx";
 import { Lineage } from "../parts/lineage.tsx";
 import { Logs } from "../parts/logs.tsx";
 import { Notes } from "../parts/notes.tsx";
+import { Pairs } from "../parts/pairs.tsx";
 import { Spec } from "../parts/spec.tsx";
 import { Stages } from "../parts/stages.tsx";
 import { href } from "../route.ts";
@@ -18,6 +19,7 @@ import { useView } from "../watch/watch.ts";
 
 const TABS = {
   curves: "Curves",
+  pairs: "Pairs",
   log: "Log",
   checkpoints: "Checkpoints",
   spec: "Spec",
@@ -67,6 +69,7 @@ export function JobPage({ id, query }: { id: string; query: URLSearchParams }) {
             ))}
           </nav>
           {tab === "curves" && <JobCurves job={job} />}
+          {tab === "pairs" && <Pairs job={job} />}
           {tab === "log" && <Logs jobId={id} />}
           {tab === "checkpoints" && <Checkpoints checkpoints={value.checkpoints?.checkpoints ?? []} jobId={id} />}
           {tab === "spec" && <Spec jobId={id} />}
