@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 12] = [
+const WIRE: [&str; 13] = [
     "access",
     "agent",
     "checkpoint",
@@ -14,6 +14,7 @@ const WIRE: [&str; 12] = [
     "object",
     "pair",
     "queue",
+    "review",
     "sample",
     "view",
 ];

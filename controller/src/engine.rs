@@ -19,6 +19,7 @@ mod paced;
 mod persist;
 mod reads;
 mod request;
+mod review;
 mod samplings;
 mod shown;
 mod suspension;
@@ -44,6 +45,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+pub use review::PairsWanted;
 pub use shown::ShownJob;
 pub use views::Snapshot;
 

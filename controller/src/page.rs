@@ -21,7 +21,7 @@ use tonic::codegen::Bytes;
 use tower::{Layer, Service};
 
 /// Scripts and styles of its own alone, calls to its own origin alone, and in nobody's frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; \
      worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const INDEX: &str = "/index.html";
 /// Their names hold a hash of their content.

@@ -18,6 +18,7 @@ use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
 use crescendo_proto::v1::object_service_server::ObjectServiceServer;
 use crescendo_proto::v1::queue_service_server::QueueServiceServer;
+use crescendo_proto::v1::review_service_server::ReviewServiceServer;
 use crescendo_proto::v1::sample_service_server::SampleServiceServer;
 use crescendo_proto::v1::view_service_server::ViewServiceServer;
 use crescendo_store::Store;
@@ -44,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::page::PageLayer;
 use crate::relay::Relays;
 use crate::services::{
-    Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings, Samples, Sight, Views,
+    Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings, Review, Samples, Sight, Views,
 };
 use crate::unit_board::UnitBoard;
 use crate::webhooks::Webhooks;
@@ -58,7 +59,7 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "crescendo.v1.JobService",
     "crescendo.v1.NodeService",
     "crescendo.v1.CheckpointService",
@@ -67,6 +68,7 @@ const SERVICES: [&str; 8] = [
     "crescendo.v1.SampleService",
     "crescendo.v1.QueueService",
     "crescendo.v1.ViewService",
+    "crescendo.v1.ReviewService",
 ];
 
 /// What a controller is made of.
@@ -140,6 +142,7 @@ impl Controller {
             nodes: Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()),
             checkpoints: Checkpoints::new(handle.clone()),
             queues: QueueStandings::new(handle.clone()),
+            review: Review::new(handle.clone(), relays.clone()),
             samples: Samples::new(handle.clone(), relays.clone(), tasks.clone()),
             objects: Objects::new(handle.clone(), relays, collections, tasks.clone()),
             views: Views::new(sight, tasks.clone()),
@@ -182,11 +185,12 @@ struct PeoplesServices {
     objects: Objects,
     samples: Samples,
     views: Views,
+    review: Review,
 }
 
 impl PeoplesServices {
     fn routes(self) -> Routes {
-        let Self { callers, jobs, nodes, checkpoints, queues, objects, samples, views } = self;
+        let Self { callers, jobs, nodes, checkpoints, queues, objects, samples, views, review } = self;
         let sized = MAX_MESSAGE_BYTES;
         Routes::new(web(AccessServiceServer::new(callers)))
             .add_service(web(JobServiceServer::new(jobs).max_decoding_message_size(sized)))
@@ -196,6 +200,7 @@ impl PeoplesServices {
             .add_service(web(ObjectServiceServer::new(objects).max_decoding_message_size(sized)))
             .add_service(web(SampleServiceServer::new(samples).max_decoding_message_size(sized)))
             .add_service(web(ViewServiceServer::new(views).max_decoding_message_size(sized)))
+            .add_service(web(ReviewServiceServer::new(review).max_decoding_message_size(sized)))
     }
 }
 

@@ -9,6 +9,7 @@ mod nodes;
 mod objects;
 mod queues;
 mod quiet;
+mod review;
 mod samples;
 mod views;
 
@@ -19,6 +20,7 @@ pub use jobs::Jobs;
 pub use nodes::Nodes;
 pub use objects::Objects;
 pub use queues::QueueStandings;
+pub use review::Review;
 pub use samples::Samples;
 pub use views::{Sight, Views};
 

@@ -162,6 +162,7 @@ async fn train(controllers: Controllers, seen: Shared, stop: CancellationToken) 
                 | Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
+                | Command::ReadStoredPairs(_)
                 | Command::CollectObjects(_)
                 | Command::DrawSamples(_) => {}
             }

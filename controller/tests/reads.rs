@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use crescendo_proto::v1;
 use crescendo_testing::controller::{Controller, FakeNode, checkpoint, commit_checkpoint, curate};
 use crescendo_testing::{LIMIT, eventually};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -208,5 +209,83 @@ async fn so_many_files_are_read_at_a_time_and_no_more() -> Result<()> {
     }
     open.pop();
     eventually("a place is free", async || Ok(scene.read().await.ok())).await?;
+    Ok(())
+}
+
+/// What the curator is asked to read of pairs.
+async fn asked_for_pairs(curator: &mut FakeNode) -> Result<v1::ReadStoredPairs> {
+    loop {
+        if let Down::ReadStoredPairs(read) = curator.next().await? {
+            return Ok(read);
+        }
+    }
+}
+
+#[tokio::test]
+async fn pairs_are_read_by_a_curator_from_where_one_is() -> Result<()> {
+    let scene = Scene::new().await?;
+    let job_id = scene.request.job_id.clone();
+    let all = v1::ReadPairsRequest { job_id, stage: "stage-1".into(), ..Default::default() };
+    let read = async |request: v1::ReadPairsRequest| {
+        scene.controller.review().read_pairs(request).await.map(tonic::Response::into_inner)
+    };
+    assert_eq!(read(all.clone()).await.expect_err("nobody could read them").code(), Code::Unavailable);
+    let mut curator = FakeNode::curator(&scene.controller, "c-1").await?;
+    let score =
+        |least, most| Some(v1::PairFilter { score: "similarity".into(), least, most, ..Default::default() });
+    for (bad, code, says) in [
+        (v1::ReadPairsRequest { limit: 61, ..all.clone() }, Code::InvalidArgument, "limit"),
+        (
+            v1::ReadPairsRequest { picture_pixels: 4000, ..all.clone() },
+            Code::InvalidArgument,
+            "picture_pixels",
+        ),
+        (
+            v1::ReadPairsRequest { filter: score(0.5, f64::NAN), ..all.clone() },
+            Code::InvalidArgument,
+            "least",
+        ),
+        (v1::ReadPairsRequest { stage: "none".into(), ..all.clone() }, Code::NotFound, "stage"),
+    ] {
+        let status = read(bad).await.expect_err("it is refused");
+        assert!(status.code() == code && status.message().contains(says), "{status:?}");
+    }
+
+    // Two units of four pairs each; a fifth pair of the first is asked for.
+    let from = v1::PairPlace { unit: 0, number: 3 };
+    let request = v1::ReadPairsRequest { from: Some(from), filter: score(0.5, 0.9), limit: 5, ..all.clone() };
+    let answering = async {
+        let asked = asked_for_pairs(&mut curator).await?;
+        let of: Vec<(u64, u64, u64)> =
+            asked.tars.iter().map(|tar| (tar.unit, tar.first_index, tar.readable)).collect();
+        assert_eq!(of, [(0, 0, 4), (1, 4, 4)]);
+        assert_eq!((asked.from_number, asked.limit, asked.picture_pixels), (3, 5, 192));
+        assert_eq!(asked.filter, score(0.5, 0.9));
+        let next = Some(v1::PairPlace { unit: 1, number: 1 });
+        let pairs = vec![v1::ReviewedPair { index: Some(3), ..Default::default() }];
+        let answer = v1::ReadPairsResponse { pairs, next, units: 99 };
+        scene.send([Sent::ReadId(asked.read_id), Sent::Chunk(answer.encode_to_vec().into())]).await?;
+        anyhow::Ok(())
+    };
+    let (came, answered) = tokio::join!(read(request), answering);
+    answered?;
+    let came = came?;
+    assert_eq!(came.pairs.iter().map(|pair| pair.index).collect::<Vec<_>>(), [Some(3)]);
+    assert_eq!((came.next, came.units), (Some(v1::PairPlace { unit: 1, number: 1 }), 2));
+
+    // Behind the last unit nobody has to be asked.
+    let behind = v1::PairPlace { unit: 2, number: 0 };
+    let none = read(v1::ReadPairsRequest { from: Some(behind), rejected: true, ..all.clone() }).await?;
+    assert_eq!((none.pairs.len(), none.next, none.units), (0, None, 2));
+    // What a curator sends has to be an answer.
+    let answering = async {
+        let asked = asked_for_pairs(&mut curator).await?;
+        assert!(asked.tars.iter().all(|tar| tar.sha256.is_empty() && tar.key.contains("/rejected/")));
+        scene.send([Sent::ReadId(asked.read_id), Sent::Chunk(vec![0xff; 9].into())]).await?;
+        anyhow::Ok(())
+    };
+    let (came, answered) = tokio::join!(read(v1::ReadPairsRequest { rejected: true, ..all }), answering);
+    answered?;
+    assert_eq!(came.expect_err("these are no pairs").code(), Code::DataLoss);
     Ok(())
 }

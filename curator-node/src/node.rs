@@ -126,6 +126,7 @@ impl Node {
                     self.server.remove(&stage);
                 }
                 Command::ReadObject(read) => self.sender.send(read),
+                Command::ReadStoredPairs(read) => self.sender.send_pairs(read),
                 Command::CollectObjects(order) => self.collector.collect(order),
                 Command::DrawSamples(order) => self.draw_samples(*order),
                 Command::StartAttempt(_)

@@ -9,7 +9,9 @@ pub mod collect;
 pub mod encode;
 pub mod encoder_set;
 pub mod encoding_cache;
+mod failure;
 pub mod pair_log;
+mod review;
 pub mod send;
 pub mod shard_cache;
 

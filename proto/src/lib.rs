@@ -11,6 +11,7 @@
 //! | `queue.proto` | people → controller: queues, shares and what was used |
 //! | `object.proto` | people → controller ← curators: files out of the object store |
 //! | `curation.proto` | curators → controller: units and the pair log's registry |
+//! | `review.proto` | people → controller ← curators: pairs to look at |
 //! | `pair.proto` | ranks ⇄ curators: encoded pairs, with credits |
 //! | `agent.proto` | ranks ⇄ agents |
 //! | `records.proto` | controller ⇄ store |

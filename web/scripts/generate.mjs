@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
-const protos = ["access", "checkpoint", "deletion", "job", "node", "object", "queue", "view"];
+const protos = ["access", "checkpoint", "deletion", "job", "node", "object", "queue", "review", "sample", "view"];
 const fetched = here("../../.deps/venv/bin/protoc");
 const protoc = process.env.PROTOC ?? (existsSync(fetched) ? fetched : "protoc");
 const out = here("../src/gen");

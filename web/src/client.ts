@@ -6,6 +6,8 @@ import { CheckpointService } from "./gen/crescendo/v1/checkpoint_pb.ts";
 import { JobService } from "./gen/crescendo/v1/job_pb.ts";
 import { NodeService } from "./gen/crescendo/v1/node_pb.ts";
 import { ObjectService } from "./gen/crescendo/v1/object_pb.ts";
+import { ReviewService } from "./gen/crescendo/v1/review_pb.ts";
+import { SampleService } from "./gen/crescendo/v1/sample_pb.ts";
 import { ViewService } from "./gen/crescendo/v1/view_pb.ts";
 
 /** Sends the token by script: no cookie, so nothing that another page could make a browser send. */
@@ -30,6 +32,8 @@ export interface Clients {
   nodes: Client<typeof NodeService>;
   checkpoints: Client<typeof CheckpointService>;
   objects: Client<typeof ObjectService>;
+  review: Client<typeof ReviewService>;
+  samples: Client<typeof SampleService>;
 }
 
 export function clients(token: string): Clients {
@@ -40,6 +44,8 @@ export function clients(token: string): Clients {
     nodes: createClient(NodeService, over),
     checkpoints: createClient(CheckpointService, over),
     objects: createClient(ObjectService, over),
+    review: createClient(ReviewService, over),
+    samples: createClient(SampleService, over),
   };
 }
 

@@ -1,6 +1,7 @@
 // What views have shown so far, with what has come.
 import type { ListCheckpointsResponse } from "./gen/crescendo/v1/checkpoint_pb.ts";
 import type { ExplainJobResponse, Job, LogLine } from "./gen/crescendo/v1/job_pb.ts";
+import type { Sampling } from "./gen/crescendo/v1/sample_pb.ts";
 import type { Node } from "./gen/crescendo/v1/node_pb.ts";
 import { type Points, grown } from "./curves.ts";
 import type { Shown } from "./watch/hub.ts";
@@ -40,6 +41,14 @@ export function nodeList(before: Node[] | undefined, shown: Shown): Node[] | und
   const known = new Map([...(before ?? []), ...changed].map((node) => [node.nodeId, node]));
   for (const id of gone) known.delete(id);
   return [...known.values()].sort((left, right) => (left.nodeId < right.nodeId ? -1 : 1));
+}
+
+/** What is drawn of a job's stages, by stage and step. */
+export function samplings(before: Sampling[] | undefined, shown: Shown): Sampling[] | undefined {
+  if (shown.case !== "samples") return before;
+  const of = ({ stage, step }: Sampling) => `${stage} ${step}`;
+  const known = new Map([...(before ?? []), ...shown.value.samplings].map((one) => [of(one), one]));
+  return [...known.values()].sort((left, right) => left.stage.localeCompare(right.stage) || Number(left.step - right.step));
 }
 
 /** Lines of a log that stay in sight. */

@@ -14,6 +14,7 @@ use crescendo_proto::v1::open_session_response::Message as Down;
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, ObjectRequest, Reply};
+use crate::engine::review::{self, PairsAsked, PairsWanted};
 
 /// What was asked for in this batch, and of whom last.
 #[derive(Default)]
@@ -43,6 +44,10 @@ impl Engine {
             }
             ObjectRequest::ReadKeptLog { job, scope, read_id, reply } => {
                 self.read_kept_log(&job, &scope, read_id, reply, now);
+            }
+            ObjectRequest::ReadPairs { wanted, scope, read_id, reply } => {
+                let answer = self.read_pairs(&wanted, &scope, read_id, now);
+                self.hold(reply, answer);
             }
             ObjectRequest::CollectLeftovers { collect_id, job, dry_run, reply } => {
                 self.collect_leftovers(collect_id, job.as_ref(), dry_run, reply, now);
@@ -85,6 +90,26 @@ impl Engine {
         let key = self.whole_job(job, scope).map(|_| object_keys::logs(job.as_str()));
         let answer = key.and_then(|key| self.ask_a_curator(key, read_id, now));
         self.hold(reply, answer);
+    }
+
+    /// Has a curator read pairs, if there are any.
+    fn read_pairs(
+        &mut self,
+        wanted: &PairsWanted,
+        scope: &Scope,
+        read_id: String,
+        now: Timestamp,
+    ) -> Answer<PairsAsked> {
+        self.whole_job(&wanted.stage.job, scope)?;
+        let (tars, asked) = review::tars_of(&self.state, wanted)?;
+        if !tars.is_empty() {
+            let node = self.reader(now)?;
+            tracing::info!(%node, stage = %wanted.stage, units = tars.len(), "a curator is asked to read pairs");
+            let object_store_url = self.around.config.object_store_url.clone();
+            let read = wanted.command(read_id, object_store_url, tars);
+            self.reads.asked.push((node, Down::ReadStoredPairs(read)));
+        }
+        Ok(asked)
     }
 
     /// A job whose files are there: it is not being deleted.

@@ -19,6 +19,7 @@ use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::engine::review::{PairsAsked, PairsWanted};
 use crate::engine::samplings::SamplesWord;
 use crate::engine::views::Snapshot;
 
@@ -333,6 +334,8 @@ pub enum ObjectRequest {
     },
     /// Has a curator send the end of the job's log to the relay that waits under the read id.
     ReadKeptLog { job: JobId, scope: Scope, read_id: String, reply: Reply<()> },
+    /// Has a curator send pairs to the relay that waits under the read id.
+    ReadPairs { wanted: PairsWanted, scope: Scope, read_id: String, reply: Reply<PairsAsked> },
     /// Has a curator look for leftovers, of one job or of all.
     CollectLeftovers { collect_id: String, job: Option<JobId>, dry_run: bool, reply: Reply<()> },
     /// Which of these are leftovers, as indices. They lie in a root with this mark.

@@ -176,6 +176,7 @@ impl Scene {
             }
             "WatchViews" => views_request(job_id).encode_to_vec(),
             "ReadCurves" => curves_request(job_id).encode_to_vec(),
+            "ReadPairs" => v1::ReadPairsRequest { job_id, stage, ..Default::default() }.encode_to_vec(),
             "WatchPairLog" => v1::WatchPairLogRequest { job_id, stage, from_unit: 0 }.encode_to_vec(),
             // Lists the services.
             "ServerReflectionInfo" => vec![0x3a, 0],
@@ -240,7 +241,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 39, "every call of the controller was tried");
+    assert_eq!(calls, 40, "every call of the controller was tried");
     Ok(())
 }
 

@@ -134,6 +134,7 @@ const CURATION: &str = "crescendo.v1.CurationService";
 const OBJECTS: &str = "crescendo.v1.ObjectService";
 const QUEUES: &str = "crescendo.v1.QueueService";
 const VIEWS: &str = "crescendo.v1.ViewService";
+const REVIEW: &str = "crescendo.v1.ReviewService";
 const SAMPLES: &str = "crescendo.v1.SampleService";
 const PAIRS: &str = "crescendo.v1.PairService";
 const AGENT: &str = "crescendo.v1.AgentService";
@@ -143,7 +144,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 50] = [
+pub const RULES: [Rule; 51] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     // Before a login there is no credential. Neither tells anything of the cluster.
     rule(ACCESS, "GetLogin", Who::Anyone, CallEffect::Read),
@@ -177,6 +178,7 @@ pub const RULES: [Rule; 50] = [
     // Nodes are shown to those alone who may list them.
     rule(VIEWS, "WatchViews", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(VIEWS, "ReadCurves", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(REVIEW, "ReadPairs", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(CURATION, "LeaseUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "RenewUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "CommitUnit", Who::Node, CallEffect::Change),

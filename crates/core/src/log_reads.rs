@@ -38,6 +38,11 @@ impl<'a> ReadLog<'a> {
         self.log().committed().min(self.most)
     }
 
+    /// Units that can be read, those without a pair among them.
+    pub fn units(&self) -> u64 {
+        self.log().prefix_units()
+    }
+
     /// There will not be more.
     pub fn is_sealed(&self) -> bool {
         self.log().is_sealed() || self.is_over || self.log().committed() >= self.most

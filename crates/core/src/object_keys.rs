@@ -242,6 +242,14 @@ pub fn is_checkpoint_file(key: &str) -> bool {
     matches!(parts.as_slice(), ["jobs", _, _, "checkpoints", _, _]) && parts.iter().all(|part| is_plain(part))
 }
 
+/// Whether `key` is that of a [`shard`] or of a [`rejected_sample`].
+pub fn is_pairs(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('/').collect();
+    matches!(parts.as_slice(), ["jobs", _, _, "pairs" | "rejected", _])
+        && parts.iter().all(|part| is_plain(part))
+        && unit_of(key).is_some()
+}
+
 /// Whether `key` is that of a folder directly below [`checkpoints`] of this stage.
 pub fn is_checkpoint_of(key: &str, job: &str, stage: &str) -> bool {
     let name = key.strip_prefix(&checkpoints(job, stage)).and_then(|rest| rest.strip_prefix('/'));
@@ -437,6 +445,21 @@ mod tests {
             "other/a-1/stage-1/checkpoints/step-1-g1/a",
         ] {
             assert!(!is_checkpoint_file(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_tars_of_units_hold_pairs() {
+        assert!(is_pairs(&shard("a-1", "stage-1", 7, 2)) && is_pairs(&rejected_sample("a-1", "stage-1", 7)));
+        for other in [
+            "",
+            "jobs/a-1/stage-1/pairs/unit-x.tar",
+            "jobs/a-1/stage-1/pairs/../unit-000000-l1.tar",
+            "jobs/a-1/stage-1/checkpoints/unit-000000-l1.tar",
+            "jobs/a-1/stage-1/pairs/a/unit-000000-l1.tar",
+            "other/a-1/stage-1/pairs/unit-000000-l1.tar",
+        ] {
+            assert!(!is_pairs(other), "{other}");
         }
     }
 

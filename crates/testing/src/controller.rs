@@ -13,6 +13,7 @@ use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
+use crescendo_proto::v1::review_service_client::ReviewServiceClient;
 use crescendo_proto::v1::view_service_client::ViewServiceClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -154,6 +155,10 @@ impl Controller {
     /// For what takes as long as it likes.
     pub fn stream_objects(&self) -> ObjectServiceClient<Channel> {
         ObjectServiceClient::new(self.stream_channel())
+    }
+
+    pub fn review(&self) -> ReviewServiceClient<Channel> {
+        ReviewServiceClient::new(self.channel())
     }
 
     pub fn views(&self) -> ViewServiceClient<Channel> {

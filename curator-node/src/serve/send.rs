@@ -1,22 +1,25 @@
-//! Files of checkpoints, and logs, on their way to a person: read here, since only nodes have keys of the object store,
+//! Files of checkpoints, logs and pairs on their way to a person: read here, since only nodes have keys of the object store,
 //! and sent to the controller, which hands them on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crescendo_core::object_keys::{is_checkpoint_file, is_samples, job_of_logs};
+use crescendo_core::object_keys::{is_checkpoint_file, is_pairs, is_samples, job_of_logs};
 use crescendo_node::objects::{self, with_causes};
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::session::call::Controllers;
 use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES};
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::send_object_request::Message;
-use crescendo_proto::v1::{ReadObject, SendFailure, SendObjectRequest};
+use crescendo_proto::v1::{ReadObject, ReadStoredPairs, SendFailure, SendObjectRequest};
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+
+use crate::serve::failure::{lasting, passing};
+use crate::serve::review;
 
 /// Files that one curator sends at a time: as many as a controller hands on.
 const MOST_READS: usize = 8;
@@ -47,11 +50,20 @@ impl Sender {
 
     /// Begins to send a file, on a task of its own.
     pub fn send(&self, read: ReadObject) {
+        self.begin(Wanted::File(read));
+    }
+
+    /// Begins to send pairs, on a task of its own.
+    pub fn send_pairs(&self, read: ReadStoredPairs) {
+        self.begin(Wanted::Pairs(read));
+    }
+
+    fn begin(&self, read: Wanted) {
         let room = Arc::clone(&self.room).try_acquire_owned();
         let controllers = self.controllers.clone();
         let stop = self.tasks.stop_token();
         self.tasks.spawn(async move {
-            let (key, room) = (read.key.clone(), room);
+            let (key, room) = (read.key().to_owned(), room);
             let sending = async {
                 let (to, messages) = mpsc::channel(1);
                 let mut client = ObjectServiceClient::new(controllers.channel());
@@ -59,7 +71,7 @@ impl Sender {
                 let reading = async {
                     let outcome = read_into(&read, room.is_ok(), &to).await;
                     if let Err(failure) = outcome {
-                        tracing::warn!(key = read.key, reason = failure.reason, "a file cannot be sent");
+                        tracing::warn!(key = read.key(), reason = failure.reason, "a file cannot be sent");
                         // The controller may have gone.
                         let _ = to.send(message(Message::Failure(failure))).await;
                     }
@@ -83,50 +95,84 @@ impl Sender {
     }
 }
 
+/// What is to be read.
+enum Wanted {
+    File(ReadObject),
+    Pairs(ReadStoredPairs),
+}
+
+impl Wanted {
+    /// The first key that is read.
+    fn key(&self) -> &str {
+        match self {
+            Self::File(read) => &read.key,
+            Self::Pairs(read) => read.tars.first().map_or("", |tar| &tar.key),
+        }
+    }
+
+    fn read_id(&self) -> &str {
+        match self {
+            Self::File(read) => &read.read_id,
+            Self::Pairs(read) => &read.read_id,
+        }
+    }
+
+    /// Why it may not be read.
+    fn check(&self) -> Result<(), SendFailure> {
+        match self {
+            Self::File(read) if job_of_logs(&read.key).is_some() => Ok(()),
+            Self::File(read) if is_checkpoint_file(&read.key) || is_samples(&read.key) => Ok(()),
+            Self::File(read) => {
+                Err(lasting(format!("{} is neither a file of a checkpoint nor one of samples", read.key)))
+            }
+            Self::Pairs(read) => match read.tars.iter().find(|tar| !is_pairs(&tar.key)) {
+                Some(tar) => Err(lasting(format!("{} holds no pairs", tar.key))),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
 fn message(message: Message) -> SendObjectRequest {
     SendObjectRequest { message: Some(message) }
-}
-
-fn passing(reason: String) -> SendFailure {
-    SendFailure { reason, passing: true }
-}
-
-fn lasting(reason: String) -> SendFailure {
-    SendFailure { reason, passing: false }
 }
 
 /// Reads the file in pieces, if there is room. Why it cannot be read is for the person who waits; one who has gone is no
 /// failure.
 async fn read_into(
-    read: &ReadObject,
+    read: &Wanted,
     room: bool,
     to: &mpsc::Sender<SendObjectRequest>,
 ) -> Result<(), SendFailure> {
-    if to.send(message(Message::ReadId(read.read_id.clone()))).await.is_err() {
+    if to.send(message(Message::ReadId(read.read_id().to_owned()))).await.is_err() {
         return Ok(());
     }
-    let log = job_of_logs(&read.key);
-    if log.is_none() && !is_checkpoint_file(&read.key) && !is_samples(&read.key) {
-        return Err(lasting(format!("{} is neither a file of a checkpoint nor one of samples", read.key)));
-    }
+    read.check()?;
     if !room {
         return Err(passing("the curator sends as many files as it may at a time".to_owned()));
     }
-    let store = objects::open(&read.object_store_url).map_err(|error| lasting(with_causes(&error)))?;
-    let Some(job) = log else { return stream(store.as_ref(), &read.key, to).await };
-    let mut text = log_archive::read_tail(job, store.as_ref(), MAX_LOG_BYTES).await.map(Bytes::from);
-    while let Some(chunk) = next_chunk(&mut text)? {
+    let open = |url: &str| objects::open(url).map_err(|error| lasting(with_causes(&error)));
+    let mut whole = match read {
+        Wanted::File(read) => {
+            let store = open(&read.object_store_url)?;
+            let Some(job) = job_of_logs(&read.key) else {
+                return stream(store.as_ref(), &read.key, to).await;
+            };
+            let text = log_archive::read_tail(job, store.as_ref(), MAX_LOG_BYTES).await;
+            text.map(Bytes::from).map_err(|reason| passing(format!("cannot read the log: {reason}")))?
+        }
+        Wanted::Pairs(read) => {
+            let store = open(&read.object_store_url)?;
+            review::read(store.as_ref(), read).await?
+        }
+    };
+    while !whole.is_empty() {
+        let chunk = whole.split_to(whole.len().min(CHUNK_BYTES));
         if to.send(message(Message::Chunk(chunk))).await.is_err() {
             break;
         }
     }
     Ok(())
-}
-
-/// The next piece of what was read, or why it could not be.
-fn next_chunk(text: &mut Result<Bytes, String>) -> Result<Option<Bytes>, SendFailure> {
-    let text = text.as_mut().map_err(|reason| passing(format!("cannot read the log: {reason}")))?;
-    Ok((!text.is_empty()).then(|| text.split_to(text.len().min(CHUNK_BYTES))))
 }
 
 async fn stream(
@@ -169,6 +215,7 @@ mod tests {
         let read = async |key: &str, room: bool| {
             let (to, mut messages) = mpsc::channel(1);
             let read = ReadObject { read_id: "r".into(), key: key.into(), object_store_url: url.clone() };
+            let read = Wanted::File(read);
             let reading = async {
                 let outcome = read_into(&read, room, &to).await;
                 drop(to);

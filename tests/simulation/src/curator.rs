@@ -103,7 +103,8 @@ async fn obey(
             | Command::DrainAttempt(_)
             | Command::RescueAttempt(_)
             | Command::UpdateCurators(_)
-            | Command::ReadObject(_) => {}
+            | Command::ReadObject(_)
+            | Command::ReadStoredPairs(_) => {}
             Command::CollectObjects(order) => {
                 let CuratorParts { objects, controllers, checker, rng, .. } = parts.clone();
                 process.spawn(collect(objects, controllers, checker, rng, order));

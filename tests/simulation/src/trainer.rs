@@ -204,6 +204,7 @@ impl Agent {
                 Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
+                | Command::ReadStoredPairs(_)
                 | Command::CollectObjects(_)
                 | Command::DrawSamples(_),
             ) => Vec::new(),

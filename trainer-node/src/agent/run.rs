@@ -372,6 +372,7 @@ impl Agent {
                 Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
                 | Command::ReadObject(_)
+                | Command::ReadStoredPairs(_)
                 | Command::CollectObjects(_)
                 | Command::DrawSamples(_),
             ) => {

@@ -10,6 +10,8 @@ import { JobCurves } from "../parts/job-curves.tsx";
 import { Lineage } from "../parts/lineage.tsx";
 import { Logs } from "../parts/logs.tsx";
 import { Notes } from "../parts/notes.tsx";
+import { Pairs } from "../parts/pairs.tsx";
+import { Samples } from "../parts/samples.tsx";
 import { Spec } from "../parts/spec.tsx";
 import { Stages } from "../parts/stages.tsx";
 import { href } from "../route.ts";
@@ -18,6 +20,8 @@ import { useView } from "../watch/watch.ts";
 
 const TABS = {
   curves: "Curves",
+  pairs: "Pairs",
+  samples: "Samples",
   log: "Log",
   checkpoints: "Checkpoints",
   spec: "Spec",
@@ -67,6 +71,8 @@ export function JobPage({ id, query }: { id: string; query: URLSearchParams }) {
             ))}
           </nav>
           {tab === "curves" && <JobCurves job={job} />}
+          {tab === "pairs" && <Pairs job={job} />}
+          {tab === "samples" && <Samples job={job} />}
           {tab === "log" && <Logs jobId={id} />}
           {tab === "checkpoints" && <Checkpoints checkpoints={value.checkpoints?.checkpoints ?? []} jobId={id} />}
           {tab === "spec" && <Spec jobId={id} />}

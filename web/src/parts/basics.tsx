@@ -74,13 +74,13 @@ export function Problem({ children }: { children: ComponentChildren }) {
 export const said = (thrown: unknown) => ConnectError.from(thrown).rawMessage;
 
 /** A dialog of the browser's own: it keeps the focus inside, and Escape closes it. */
-export function Dialog(props: { title: string; close: () => void; children: ComponentChildren }) {
+export function Dialog(props: { title: string; close: () => void; wide?: boolean; children: ComponentChildren }) {
   const ref = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     ref.current?.showModal();
   }, []);
   return (
-    <dialog ref={ref} aria-labelledby="dialog-title" onClose={props.close}>
+    <dialog ref={ref} class={props.wide ? "wide" : ""} aria-labelledby="dialog-title" onClose={props.close}>
       <h2 id="dialog-title">{props.title}</h2>
       {props.children}
     </dialog>

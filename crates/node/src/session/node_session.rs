@@ -18,8 +18,8 @@ use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
     AssignCuration, CollectObjects, DrainAttempt, DrawSamples, Heartbeat, Hello, LogBatch, NodeDrains,
-    NodeHealth, OpenSessionRequest, OpenSessionResponse, ReadObject, ReleaseCuration, RescueAttempt,
-    StartAttempt, StopAttempt, UpdateCurators, Welcome,
+    NodeHealth, OpenSessionRequest, OpenSessionResponse, ReadObject, ReadStoredPairs, ReleaseCuration,
+    RescueAttempt, StartAttempt, StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -64,6 +64,7 @@ pub enum Command {
     AssignCuration(Box<AssignCuration>),
     ReleaseCuration(ReleaseCuration),
     ReadObject(ReadObject),
+    ReadStoredPairs(ReadStoredPairs),
     CollectObjects(CollectObjects),
 }
 
@@ -329,6 +330,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(Box::new(assign))),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),
         Some(Down::ReadObject(read)) => Some(Command::ReadObject(read)),
+        Some(Down::ReadStoredPairs(read)) => Some(Command::ReadStoredPairs(read)),
         Some(Down::CollectObjects(collect)) => Some(Command::CollectObjects(collect)),
         // A second welcome says nothing new; an unknown message is from a newer controller.
         Some(Down::Welcome(_)) | None => None,

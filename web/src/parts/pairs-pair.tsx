@@ -1,0 +1,132 @@
+import { useEffect, useState } from "preact/hooks";
+import { figure } from "../format.ts";
+import type { Job } from "../gen/crescendo/v1/job_pb.ts";
+import type { ReviewedPair } from "../gen/crescendo/v1/review_pb.ts";
+import { pairName, pictureType, reasonWords } from "../pairs.ts";
+import { useSession } from "../session.ts";
+import { Dialog, Problem, useAsked } from "./basics.tsx";
+
+/** A picture of nano has so few pixels that they are to be seen. */
+const FEW_PIXELS = 96;
+
+export function Picture({ bytes, alt }: { bytes: Uint8Array; alt: string }) {
+  const [url, setUrl] = useState("");
+  const [few, setFew] = useState(false);
+  useEffect(() => {
+    if (bytes.length === 0) return;
+    const made = URL.createObjectURL(new Blob([bytes as Uint8Array<ArrayBuffer>], { type: pictureType(bytes) }));
+    setUrl(made);
+    return () => URL.revokeObjectURL(made);
+  }, [bytes]);
+  if (bytes.length === 0) return <span class="picture lost">cannot be read</span>;
+  if (!url) return <span class="picture" />;
+  return <img class={`picture ${few ? "few" : ""}`} src={url} alt={alt} onLoad={(event) => setFew(event.currentTarget.naturalWidth <= FEW_PIXELS)} />;
+}
+
+interface Step {
+  back: (() => void) | undefined;
+  on: (() => void) | undefined;
+}
+
+/** One pair, as large as a screen takes it. */
+export function PairDialog(props: { job: Job; stage: string; pair: ReviewedPair; close: () => void; step: Step }) {
+  const { job, stage, pair, close, step } = props;
+  const { api } = useSession();
+  const name = pairName(pair);
+  const from = pair.place;
+  const { value, failed } = useAsked(`${stage} ${name}`, (signal) =>
+    api.review.readPairs({ jobId: job.jobId, stage, rejected: pair.index === undefined, limit: 1, picturePixels: 1024, ...(from && { from }) }, { signal }),
+  );
+  const large = value?.pairs[0] ?? pair;
+  return (
+    <Dialog title={`${stage}, ${name}`} close={close} wide>
+      {failed && <Problem>{failed}</Problem>}
+      <div class="large">
+        <figure>
+          <Picture bytes={large.target} alt={`Target: ${pair.prompt}`} />
+          <figcaption>target</figcaption>
+        </figure>
+        {large.references.map((bytes, at) => (
+          <figure key={at}>
+            <Picture bytes={bytes} alt={`Reference ${at + 1}: ${pair.referenceWords[at] ?? ""}`} />
+            <figcaption>
+              reference {at + 1}
+              {pair.referenceWords[at] && `: ${pair.referenceWords[at]}`}
+            </figcaption>
+          </figure>
+        ))}
+      </div>
+      <dl class="rows">
+        <dt>Prompt</dt>
+        <dd>{pair.prompt}</dd>
+        {pair.reason && (
+          <>
+            <dt>Turned down for</dt>
+            <dd>{reasonWords(pair.reason)}</dd>
+          </>
+        )}
+        {Object.entries(pair.scores).map(([score, value]) => (
+          <>
+            <dt>{score}</dt>
+            <dd>{figure(value)}</dd>
+          </>
+        ))}
+      </dl>
+      {pair.parts.length > 0 && <Parts pair={pair} />}
+      {pair.provenanceJson && (
+        <details>
+          <summary>What it was made of</summary>
+          <pre class="yaml" tabIndex={0} role="region" aria-label="Provenance, JSON">
+            {indented(pair.provenanceJson)}
+          </pre>
+        </details>
+      )}
+      <div class="buttons">
+        <button type="button" disabled={!step.back} onClick={step.back}>
+          Previous
+        </button>
+        <button type="button" disabled={!step.on} onClick={step.on}>
+          Next
+        </button>
+        <button type="button" class="primary" onClick={close}>
+          Close
+        </button>
+      </div>
+    </Dialog>
+  );
+}
+
+function Parts({ pair }: { pair: ReviewedPair }) {
+  const hasReferences = pair.parts.some(({ reference }) => reference !== undefined);
+  return (
+    <table class="parts">
+      <caption class="sr">The judge's score by part</caption>
+      <thead>
+        <tr>
+          <th scope="col">Part</th>
+          {hasReferences && <th scope="col">Reference</th>}
+          <th scope="col" class="num">
+            Score, of 4
+          </th>
+        </tr>
+      </thead>
+      <tbody>
+        {pair.parts.map(({ part, reference, score }, at) => (
+          <tr key={at}>
+            <th scope="row">{part}</th>
+            {hasReferences && <td>{reference === undefined ? "all" : reference + 1}</td>}
+            <td class="num">{figure(score)}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function indented(json: string): string {
+  try {
+    return JSON.stringify(JSON.parse(json), undefined, 2);
+  } catch {
+    return json;
+  }
+}
