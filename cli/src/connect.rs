@@ -213,7 +213,8 @@ clients! {
     checkpoints => checkpoint_service_client::CheckpointServiceClient,
     curation => curation_service_client::CurationServiceClient,
     objects => object_service_client::ObjectServiceClient,
-    queues => queue_service_client::QueueServiceClient
+    queues => queue_service_client::QueueServiceClient,
+    review => review_service_client::ReviewServiceClient
 }
 
 #[cfg(test)]

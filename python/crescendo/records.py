@@ -15,7 +15,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from crescendo.v1 import access_pb2, checkpoint_pb2, deletion_pb2, job_pb2, node_pb2, queue_pb2
+from crescendo.v1 import access_pb2, checkpoint_pb2, deletion_pb2, job_pb2, node_pb2, queue_pb2, review_pb2
 
 
 class JobState(str, enum.Enum):
@@ -249,6 +249,37 @@ class Note:
     @classmethod
     def _of(cls, raw: job_pb2.JobNote) -> Note:
         return cls(at=_time(raw, "at", raw.at), by=raw.by, text=raw.text)
+
+
+@dataclass(frozen=True)
+class PairMark:
+    """A pair that a person has marked bad."""
+
+    #: In the pair log.
+    index: int
+    #: The name that the person had logged in by.
+    by: str
+    at: datetime | None
+    #: One line; may be empty.
+    reason: str
+
+    @classmethod
+    def _of(cls, raw: review_pb2.PairMark) -> PairMark:
+        return cls(index=raw.index, by=raw.by, at=_time(raw, "at", raw.at), reason=raw.reason)
+
+
+@dataclass(frozen=True)
+class PairMarks:
+    """What is marked in a pair log."""
+
+    #: How often the marks were changed so far.
+    version: int
+    #: By index.
+    marks: tuple[PairMark, ...]
+
+    @classmethod
+    def _of(cls, raw: review_pb2.PairMarkList) -> PairMarks:
+        return cls(version=raw.version, marks=tuple(PairMark._of(mark) for mark in raw.marks))
 
 
 @dataclass(frozen=True)

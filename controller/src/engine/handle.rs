@@ -58,6 +58,7 @@ impl Engine {
             Request::Objects(request) => self.handle_objects(request, now),
             Request::Deletions(request) => self.handle_deletions(request, now),
             Request::Notices(request) => self.handle_notices(request, now),
+            Request::Marks(request) => self.handle_marks(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -167,6 +168,7 @@ impl Engine {
             | Request::Objects(_)
             | Request::Deletions(_)
             | Request::Notices(_)
+            | Request::Marks(_)
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }

@@ -13,7 +13,7 @@ use crescendo_core::notices::{DeliveryKey, EndNotice, Webhook};
 use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
-use crescendo_core::transitions::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
+use crescendo_core::transitions::{MarkOrder, Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_proto::convert::Introduction;
 use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -140,6 +140,7 @@ pub enum Request {
     Objects(ObjectRequest),
     Deletions(DeletionRequest),
     Notices(NoticeRequest),
+    Marks(MarksRequest),
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: ActingNode,
@@ -244,6 +245,7 @@ impl Request {
             Self::Deletions(request) => request.unless_it_writes(error).map(Self::Deletions),
             // What is delivered could not be noted, and would be delivered over and over.
             Self::Notices(NoticeRequest::Due { reply, .. }) => refuse(reply, error),
+            Self::Marks(MarksRequest::Mark { reply, .. }) => refuse(reply, error),
             Self::Notices(NoticeRequest::Settled { reply, .. }) => refuse(reply, error),
             Self::Crawls { .. }
             | Self::Overreaches { .. }
@@ -252,6 +254,7 @@ impl Request {
             | Self::JobExists { .. }
             | Self::ListCheckpoints { .. }
             | Self::Objects(_)
+            | Self::Marks(MarksRequest::List { .. })
             | Self::RenewUnit { .. }
             | Self::WatchPairLog { .. }
             | Self::Heartbeat { .. }
@@ -391,6 +394,12 @@ impl DeletionRequest {
             Self::Delete { dry_run: true, .. } | Self::Lineage { .. } | Self::NextFiles { .. } => Some(self),
         }
     }
+}
+
+/// Marks of people on pairs.
+pub enum MarksRequest {
+    Mark { order: MarkOrder, scope: Scope, reply: Reply<v1::PairMarkList> },
+    List { stage: StageRef, scope: Scope, reply: Reply<v1::PairMarkList> },
 }
 
 /// Telling webhooks that jobs have ended.

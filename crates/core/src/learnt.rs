@@ -77,7 +77,8 @@ impl Learnt {
             | Record::Keep(_)
             | Record::Usage(_)
             | Record::Notice(_)
-            | Record::Notes(_) => {}
+            | Record::Notes(_)
+            | Record::Marks(_) => {}
         }
     }
 

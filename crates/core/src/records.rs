@@ -13,6 +13,7 @@ use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
+use crate::marks::MarksRecord;
 use crate::note::NotesRecord;
 use crate::segment::SegmentRecord;
 use crate::spec::JobSpec;
@@ -220,6 +221,7 @@ pub enum Record {
     Usage(UsageRecord),
     Notice(NoticeRecord),
     Notes(NotesRecord),
+    Marks(MarksRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -243,6 +245,8 @@ pub enum RecordKey {
     Notice(JobId),
     /// What people have noted on the job.
     Notes(JobId),
+    /// What people have marked in the stage's log.
+    Marks(StageRef),
 }
 
 impl Record {
@@ -264,6 +268,7 @@ impl Record {
             Self::Usage(record) => RecordKey::Usage(record.tenant.clone()),
             Self::Notice(record) => RecordKey::Notice(record.job.clone()),
             Self::Notes(record) => RecordKey::Notes(record.job.clone()),
+            Self::Marks(record) => RecordKey::Marks(record.stage.clone()),
         }
     }
 }
@@ -274,6 +279,7 @@ impl RecordKey {
         match self {
             Self::Job(job) | Self::Deletion(job) | Self::Notice(job) | Self::Notes(job) => Some(job),
             Self::Stage(stage)
+            | Self::Marks(stage)
             | Self::Attempt(stage)
             | Self::Segment(stage, _)
             | Self::Unit(stage, _)
@@ -304,6 +310,7 @@ impl fmt::Display for RecordKey {
             Self::Usage(tenant) => write!(f, "usage/{tenant}"),
             Self::Notice(id) => write!(f, "notices/{id}"),
             Self::Notes(id) => write!(f, "notes/{id}"),
+            Self::Marks(stage) => write!(f, "marks/{stage}"),
             Self::Keep(stage, step, generation) => {
                 write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }

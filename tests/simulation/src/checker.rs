@@ -386,7 +386,8 @@ impl Facts {
             | Record::Keep(_)
             | Record::Usage(_)
             | Record::Notice(_)
-            | Record::Notes(_) => {}
+            | Record::Notes(_)
+            | Record::Marks(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {
@@ -545,6 +546,7 @@ impl Facts {
             | RecordKey::Keep(..)
             | RecordKey::Notice(_)
             | RecordKey::Notes(_)
+            | RecordKey::Marks(_)
             | RecordKey::Node(_)
             | RecordKey::Cluster => {}
         }
