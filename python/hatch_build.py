@@ -15,7 +15,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: What the client calls, and what these import. Those between the processes of a cluster are left out.
-PROTOS = ("access", "checkpoint", "deletion", "job", "node", "object", "queue")
+PROTOS = ("access", "checkpoint", "deletion", "job", "node", "object", "queue", "review", "sample")
 HERE = pathlib.Path(__file__).resolve().parent
 GENERATED = "crescendo/v1"
 

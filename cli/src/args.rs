@@ -700,9 +700,13 @@ Examples:
   crescendo pairs JOB --rejected -o json     why candidates were turned down
   crescendo pairs JOB --sheet pairs.html     what the filters do, at a glance
   crescendo pairs JOB --limit 1000000000     every pair
+  crescendo pairs JOB --mark 12,40 --reason blurred
+  crescendo pairs JOB --marks                what is marked, by whom and when
 
 The pictures are read from the object store, not through the controller. Of each unit the first two rejected candidates
-of each reason are kept, if there was a picture to keep.")]
+of each reason are kept, if there was a picture to keep.
+
+A marked pair is left out of training from the next epoch on. The marks are those of the log, for every stage that reads it.")]
 pub struct PairsArgs {
     /// The job's id.
     pub job: String,
@@ -724,6 +728,20 @@ pub struct PairsArgs {
     /// Folder or URL of the object store [default: that of the cluster that `crescendo up` runs].
     #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
     pub object_store: Option<String>,
+    /// Mark these pairs bad, by their numbers in the list.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["accepted", "rejected", "limit", "sheet"])]
+    pub mark: Vec<u64>,
+    /// Take the marks of these pairs back.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["accepted", "rejected", "limit", "sheet", "mark"])]
+    pub unmark: Vec<u64>,
+    /// Why, one line of at most 120 characters.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub reason: String,
+    /// List the marks.
+    #[arg(long, conflicts_with_all = ["accepted", "rejected", "limit", "sheet", "mark", "unmark"])]
+    pub marks: bool,
 }
 
 #[derive(Debug, Args)]

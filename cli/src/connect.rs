@@ -214,6 +214,7 @@ clients! {
     curation => curation_service_client::CurationServiceClient,
     objects => object_service_client::ObjectServiceClient,
     queues => queue_service_client::QueueServiceClient,
+    review => review_service_client::ReviewServiceClient,
     samples => sample_service_client::SampleServiceClient
 }
 

@@ -13,6 +13,7 @@ mod deciding;
 mod deletions;
 mod handle;
 mod looks;
+mod marks;
 mod nodes;
 mod notices;
 mod paced;
@@ -51,8 +52,8 @@ pub use views::Snapshot;
 
 pub use request::{
     ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, Later,
-    LookRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SamplesRequest, SessionId,
-    ShardWatch, Wish,
+    LookRequest, MarksRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SamplesRequest,
+    SessionId, ShardWatch, Wish,
 };
 pub use samplings::SamplesWord;
 

@@ -10,9 +10,10 @@ use crescendo_core::decide::{Limits, PendingReason};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::short_logs;
 use crescendo_core::histogram::Scale;
-use crescendo_core::ids::{JobId, NodeId, Timestamp};
+use crescendo_core::ids::{JobId, NodeId, StageRef, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::log_reads::ReadLog;
+use crescendo_core::marks::MarkChange;
 use crescendo_core::note::Note;
 use crescendo_core::observed::Observed;
 use crescendo_core::precision::{self, Arithmetic};
@@ -68,6 +69,27 @@ pub fn job(
         notes: Vec::new(),
         deletion: None,
     }
+}
+
+/// The changes of the marks of the log that a stage reads; none before the first.
+pub fn mark_changes(state: &ClusterState, stage: &StageRef) -> Option<v1::PairMarks> {
+    let marks = state.read_log_of(stage)?.of.marks.as_deref()?;
+    let (indices, bad) = marks.changes.iter().map(|change| (change.index, change.bad)).unzip();
+    Some(v1::PairMarks { indices, bad })
+}
+
+/// The marks of the log that a stage reads, as they are now.
+pub fn marks(state: &ClusterState, stage: &StageRef) -> v1::PairMarkList {
+    let Some(record) = state.read_log_of(stage).and_then(|log| log.of.marks.as_deref()) else {
+        return v1::PairMarkList::default();
+    };
+    let mark = |(index, change): (u64, &MarkChange)| v1::PairMark {
+        index,
+        by: change.by.clone(),
+        at: Some(convert::timestamp(change.at)),
+        reason: change.reason.clone(),
+    };
+    v1::PairMarkList { version: record.version(), marks: record.marked().into_iter().map(mark).collect() }
 }
 
 /// What people have noted on a job, the oldest first.

@@ -13,6 +13,7 @@ use crescendo_core::ids::{
     Timestamp,
 };
 use crescendo_core::job::{JobState, Pause};
+use crescendo_core::marks::{MarkChange, MarksRecord};
 use crescendo_core::note::{Note, NotesRecord};
 use crescendo_core::notices::{EndNotice, NoticeRecord, WebhookId};
 use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
@@ -78,6 +79,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Notice(record) => Kind::Notice(notice_out(record)),
         Record::Notes(record) => Kind::Notes(notes_out(record)),
         Record::Sampling(record) => Kind::Sampling(sampling_out(record)),
+        Record::Marks(record) => Kind::Marks(marks_out(record)),
         Record::Keep(KeepRecord { stage, step, generation, at }) => Kind::Keep(stored::Keep {
             job_id: stage.job.to_string(),
             stage: stage.stage.to_string(),
@@ -125,6 +127,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         Kind::Notice(message) => Record::Notice(notice_in(message)?),
         Kind::Notes(message) => Record::Notes(notes_in(message)?),
         Kind::Sampling(message) => Record::Sampling(sampling_in(message)?),
+        Kind::Marks(message) => Record::Marks(marks_in(message)?),
         Kind::Keep(stored::Keep { job_id, stage, step, generation, at_millis }) => Record::Keep(KeepRecord {
             stage: stage_in(&job_id, &stage)?,
             step,
@@ -204,6 +207,33 @@ fn notes_out(record: &NotesRecord) -> stored::Notes {
         text: text.clone(),
     };
     stored::Notes { job_id: record.job.to_string(), notes: record.notes.iter().map(note).collect() }
+}
+
+fn marks_out(record: &MarksRecord) -> stored::Marks {
+    let change = |MarkChange { at, by, index, bad, reason }: &MarkChange| stored::marks::Change {
+        at_millis: at.0,
+        by: by.clone(),
+        index: *index,
+        bad: *bad,
+        reason: reason.clone(),
+    };
+    stored::Marks {
+        job_id: record.stage.job.to_string(),
+        stage: record.stage.stage.to_string(),
+        changes: record.changes.iter().map(change).collect(),
+    }
+}
+
+fn marks_in(message: stored::Marks) -> Result<MarksRecord, BadRecord> {
+    let stored::Marks { job_id, stage, changes } = message;
+    let change = |stored::marks::Change { at_millis, by, index, bad, reason }| MarkChange {
+        at: Timestamp(at_millis),
+        by,
+        index,
+        bad,
+        reason,
+    };
+    Ok(MarksRecord { stage: stage_in(&job_id, &stage)?, changes: changes.into_iter().map(change).collect() })
 }
 
 fn notes_in(message: stored::Notes) -> Result<NotesRecord, BadRecord> {
@@ -913,6 +943,18 @@ mod tests {
             Record::Notes(NotesRecord {
                 job: stage().job,
                 notes: vec![Note { at: Timestamp(9), by: "ada".into(), text: "it looks right".into() }],
+            }),
+            Record::Marks(MarksRecord {
+                stage: stage(),
+                changes: [(7, true, "a blurred cup"), (7, false, "")]
+                    .map(|(index, bad, reason)| MarkChange {
+                        at: Timestamp(9),
+                        by: "ada".into(),
+                        index,
+                        bad,
+                        reason: reason.into(),
+                    })
+                    .to_vec(),
             }),
             deletion(DeletionPhase::Files, JobState::Succeeded),
             deletion(DeletionPhase::Records, JobState::Failed { reason: "worn".into() }),

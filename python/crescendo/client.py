@@ -31,8 +31,10 @@ from crescendo.records import (
     Lineage,
     LogLine,
     Node,
+    PairMarks,
     Problem,
     Queues,
+    Sampling,
     SubmittedJob,
     Usage,
     Validation,
@@ -51,6 +53,10 @@ from crescendo.v1 import (
     object_pb2_grpc,
     queue_pb2,
     queue_pb2_grpc,
+    review_pb2,
+    review_pb2_grpc,
+    sample_pb2,
+    sample_pb2_grpc,
 )
 
 #: A job, or its id.
@@ -469,6 +475,38 @@ class Client:
         )
         return Job._of(answer.job)
 
+    def mark_pairs(self, job: JobOrId, stage: str, indices: Iterable[int], reason: str = "") -> PairMarks:
+        """Marks pairs of the log that a stage is trained on as bad: training leaves them out from the next epoch on.
+
+        They are named by their index in the log, at most 100 at once. What is marked already stays as it is.
+        """
+        return self._mark(job, stage, indices, undo=False, reason=reason)
+
+    def unmark_pairs(self, job: JobOrId, stage: str, indices: Iterable[int], reason: str = "") -> PairMarks:
+        """Takes marks back: the pairs are trained on again from the next epoch on."""
+        return self._mark(job, stage, indices, undo=True, reason=reason)
+
+    def _mark(self, job: JobOrId, stage: str, indices: Iterable[int], *, undo: bool, reason: str) -> PairMarks:
+        request = review_pb2.MarkPairsRequest(job_id=_id(job), stage=stage, indices=indices, undo=undo, reason=reason)
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: review_pb2_grpc.ReviewServiceStub(channel).MarkPairs(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+        return PairMarks._of(answer.marks)
+
+    def pair_marks(self, job: JobOrId, stage: str) -> PairMarks:
+        """The pairs that are marked in the log that a stage is trained on."""
+        request = review_pb2.ListPairMarksRequest(job_id=_id(job), stage=stage)
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: review_pb2_grpc.ReviewServiceStub(channel).ListPairMarks(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+        return PairMarks._of(answer.marks)
+
     def plan_continuation(self, job: JobOrId, steps: int, *, name: str = "") -> str:
         """The spec, YAML, that `continue_job` submits: to look at it, or to change it before it is submitted."""
         request = job_pb2.PlanContinuationRequest(job_id=_id(job), steps=steps, name=name)
@@ -552,6 +590,17 @@ class Client:
             ),
         )
         return [Checkpoint._of(checkpoint) for checkpoint in answer.checkpoints]
+
+    def samples(self, job: JobOrId, stage: str = "") -> builtins.list[Sampling]:
+        """What is drawn with the job's checkpoints, or is to be, by stage and step; of one stage, or of all."""
+        request = sample_pb2.ListSamplesRequest(job_id=_id(job), stage=stage)
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: sample_pb2_grpc.SampleServiceStub(channel).ListSamples(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+        return [Sampling._of(sampling) for sampling in answer.samplings]
 
     def keep(self, checkpoint: Checkpoint) -> Checkpoint:
         """Marks a checkpoint to be kept: it does not expire, and its job is not deleted."""

@@ -15,7 +15,16 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from crescendo.v1 import access_pb2, checkpoint_pb2, deletion_pb2, job_pb2, node_pb2, queue_pb2
+from crescendo.v1 import (
+    access_pb2,
+    checkpoint_pb2,
+    deletion_pb2,
+    job_pb2,
+    node_pb2,
+    queue_pb2,
+    review_pb2,
+    sample_pb2,
+)
 
 
 class JobState(str, enum.Enum):
@@ -252,6 +261,37 @@ class Note:
 
 
 @dataclass(frozen=True)
+class PairMark:
+    """A pair that a person has marked bad."""
+
+    #: In the pair log.
+    index: int
+    #: The name that the person had logged in by.
+    by: str
+    at: datetime | None
+    #: One line; may be empty.
+    reason: str
+
+    @classmethod
+    def _of(cls, raw: review_pb2.PairMark) -> PairMark:
+        return cls(index=raw.index, by=raw.by, at=_time(raw, "at", raw.at), reason=raw.reason)
+
+
+@dataclass(frozen=True)
+class PairMarks:
+    """What is marked in a pair log."""
+
+    #: How often the marks were changed so far.
+    version: int
+    #: By index.
+    marks: tuple[PairMark, ...]
+
+    @classmethod
+    def _of(cls, raw: review_pb2.PairMarkList) -> PairMarks:
+        return cls(version=raw.version, marks=tuple(PairMark._of(mark) for mark in raw.marks))
+
+
+@dataclass(frozen=True)
 class Job:
     """A job, as it was when the controller told of it."""
 
@@ -409,6 +449,52 @@ class CheckpointFile:
     size_bytes: int
     #: 64 lower-case hexadecimal digits.
     sha256: str
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """The loss on pairs of held-out subjects, at fixed times with fixed noise."""
+
+    #: Over all pairs and times.
+    mean: float
+    pairs: int
+    #: By time, from 0 (data) to 1 (noise).
+    by_time: dict[float, float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What was drawn with a checkpoint, or is to be."""
+
+    job_id: str
+    stage: str
+    #: Of the checkpoint; 0 for what the stage begins with.
+    step: int
+    #: ``wanted``, ``drawn`` or ``given_up``.
+    state: str
+    #: What went wrong last, or why it is given up; empty if nothing.
+    reason: str
+    drawn_at: datetime | None
+    pictures: int
+    validation: ValidationLoss | None
+    raw: sample_pb2.Sampling = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: sample_pb2.Sampling) -> Sampling:
+        loss = raw.validation if raw.HasField("validation") else None
+        return cls(
+            job_id=raw.job_id,
+            stage=raw.stage,
+            step=raw.step,
+            state=sample_pb2.SamplingState.Name(raw.state).removeprefix("SAMPLING_STATE_").lower(),
+            reason=raw.reason,
+            drawn_at=_time(raw, "drawn_at", raw.drawn_at),
+            pictures=raw.pictures,
+            validation=None
+            if loss is None
+            else ValidationLoss(loss.mean, loss.pairs, dict(zip(loss.times, loss.losses, strict=True))),
+            raw=raw,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import crescendo
 import grpc
 import pytest
-from crescendo import Client, JobState, _wire
+from crescendo import Client, JobState, PairMarks, _wire
 from crescendo._token import TokenSource
 from crescendo.v1 import (
     access_pb2,
@@ -25,6 +25,10 @@ from crescendo.v1 import (
     node_pb2_grpc,
     object_pb2,
     object_pb2_grpc,
+    review_pb2,
+    review_pb2_grpc,
+    sample_pb2,
+    sample_pb2_grpc,
 )
 
 Code = grpc.StatusCode
@@ -34,7 +38,15 @@ Code = grpc.StatusCode
 def serve(*services, credentials=None):
     server = grpc.server(ThreadPoolExecutor(8))
     for service in services:
-        for module in (access_pb2_grpc, checkpoint_pb2_grpc, job_pb2_grpc, node_pb2_grpc, object_pb2_grpc):
+        for module in (
+            access_pb2_grpc,
+            checkpoint_pb2_grpc,
+            job_pb2_grpc,
+            node_pb2_grpc,
+            object_pb2_grpc,
+            review_pb2_grpc,
+            sample_pb2_grpc,
+        ):
             for name in dir(module):
                 if name.endswith("Servicer") and isinstance(service, getattr(module, name)):
                     getattr(module, f"add_{name}_to_server")(service, server)
@@ -491,6 +503,44 @@ def test_what_is_wanted_of_a_job_arrives_as_it_was_said():
         job_pb2.CancelJobRequest(job_id="j", reason="enough"),
         job_pb2.NoteJobRequest(job_id="j", text="it looks right"),
     ]
+
+
+def test_pairs_are_marked_and_the_marks_are_read():
+    asked = []
+
+    class Marked(review_pb2_grpc.ReviewServiceServicer):
+        def MarkPairs(self, request, context):
+            asked.append(request)
+            marks = [] if request.undo else [review_pb2.PairMark(index=7, by="ada", reason=request.reason)]
+            return review_pb2.MarkPairsResponse(marks=review_pb2.PairMarkList(version=len(asked), marks=marks))
+
+        def ListPairMarks(self, request, context):
+            return review_pb2.ListPairMarksResponse(marks=review_pb2.PairMarkList(version=9))
+
+    with serve(Marked()) as address, Client(address) as client:
+        marked = client.mark_pairs("j", "stage-1", [7], "blurred")
+        assert [(mark.index, mark.by, mark.reason, mark.at) for mark in marked.marks] == [(7, "ada", "blurred", None)]
+        assert client.unmark_pairs("j", "stage-1", (7,)) == PairMarks(version=2, marks=())
+        assert client.pair_marks("j", "stage-1").version == 9
+    assert asked == [
+        review_pb2.MarkPairsRequest(job_id="j", stage="stage-1", indices=[7], reason="blurred"),
+        review_pb2.MarkPairsRequest(job_id="j", stage="stage-1", indices=[7], undo=True),
+    ]
+
+
+def test_samples_are_listed_with_their_losses():
+    class Drawn(sample_pb2_grpc.SampleServiceServicer):
+        def ListSamples(self, request, context):
+            assert (request.job_id, request.stage) == ("j", "stage-1")
+            loss = sample_pb2.ValidationLoss(mean=0.5, pairs=8, times=[0.25, 0.75], losses=[0.25, 0.75])
+            drawn = sample_pb2.Sampling(job_id="j", step=0, state=sample_pb2.SAMPLING_STATE_DRAWN, validation=loss)
+            waits = sample_pb2.Sampling(job_id="j", step=40, state=sample_pb2.SAMPLING_STATE_WANTED, reason="no memory")
+            return sample_pb2.ListSamplesResponse(samplings=[drawn, waits])
+
+    with serve(Drawn()) as address, Client(address) as client:
+        drawn, waits = client.samples("j", "stage-1")
+    assert (drawn.state, drawn.validation.by_time, drawn.drawn_at) == ("drawn", {0.25: 0.25, 0.75: 0.75}, None)
+    assert (waits.state, waits.step, waits.reason, waits.validation) == ("wanted", 40, "no memory", None)
 
 
 def test_notes_are_read_and_a_job_goes_on_with_what_the_controller_plans():

@@ -1,5 +1,7 @@
 //! `crescendo pairs`.
 
+mod marks;
+
 use crescendo_proto::v1::{Job, StageStatus};
 use serde_json::{Value, json};
 
@@ -21,6 +23,12 @@ pub async fn run(common: &Common, args: &PairsArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
     let job = get::fetch(&controller, common, &args.job).await?;
     let stage = stage_of(&job, &args.stage)?;
+    if args.marks || !args.mark.is_empty() || !args.unmark.is_empty() {
+        return marks::run(&controller, common, args, (&job.job_id, &stage.name)).await;
+    }
+    if !args.reason.is_empty() {
+        return Err(Failure::Usage("--reason is for --mark and --unmark".to_owned()));
+    }
     let url = objects::url(&controller, args.object_store.as_deref()).await?;
     let objects = objects::open_existing(&url)?;
     let most = args.limit.unwrap_or(if args.sheet.is_some() { DRAWN } else { LISTED });

@@ -13,6 +13,7 @@ use crescendo_proto::v1::job_service_server::{JobService, JobServiceServer};
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::object_service_server::{ObjectService, ObjectServiceServer};
 use crescendo_proto::v1::read_checkpoint_file_response::Message as FilePart;
+use crescendo_proto::v1::review_service_server::{ReviewService, ReviewServiceServer};
 use crescendo_proto::v1::*;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -43,6 +44,8 @@ pub struct Part {
     pub nodes: Vec<Node>,
     pub checkpoints: Vec<Checkpoint>,
     /// The only stage's pair log, in the parts in which it is told.
+    /// Marks of the pair log.
+    pub marks: PairMarkList,
     pub pair_log: Vec<WatchPairLogResponse>,
     /// Submits that are kept but answered as if the controller were gone.
     pub swallow_submits: u32,
@@ -129,7 +132,8 @@ impl Fake {
             .add_service(NodeServiceServer::new(self.clone()))
             .add_service(CheckpointServiceServer::new(self.clone()))
             .add_service(CurationServiceServer::new(self.clone()))
-            .add_service(ObjectServiceServer::new(self.clone()));
+            .add_service(ObjectServiceServer::new(self.clone()))
+            .add_service(ReviewServiceServer::new(self.clone()));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("it is not blocking");
             let metrics = ConnectionMetrics::register(&prometheus::Registry::new()).expect("a new registry");
@@ -584,6 +588,35 @@ impl CurationService for Fake {
     ) -> Result<Response<Self::WatchPairLogStream>, Status> {
         let sends = self.part().pair_log.clone();
         Ok(Response::new(play(Some(Scene { sends, then: Then::Stay }))))
+    }
+}
+
+#[tonic::async_trait]
+impl ReviewService for Fake {
+    async fn read_pairs(&self, _: Request<ReadPairsRequest>) -> Result<Response<ReadPairsResponse>, Status> {
+        Err(Status::unimplemented("the command line reads the object store"))
+    }
+
+    async fn mark_pairs(
+        &self,
+        request: Request<MarkPairsRequest>,
+    ) -> Result<Response<MarkPairsResponse>, Status> {
+        let MarkPairsRequest { indices, undo, reason, .. } = request.into_inner();
+        let mut part = self.part();
+        for index in indices {
+            part.marks.marks.retain(|mark| mark.index != index);
+            part.marks.version += 1;
+            let mark = PairMark { index, by: "ada".into(), at: None, reason: reason.clone() };
+            part.marks.marks.extend((!undo).then_some(mark));
+        }
+        Ok(Response::new(MarkPairsResponse { marks: Some(part.marks.clone()) }))
+    }
+
+    async fn list_pair_marks(
+        &self,
+        _: Request<ListPairMarksRequest>,
+    ) -> Result<Response<ListPairMarksResponse>, Status> {
+        Ok(Response::new(ListPairMarksResponse { marks: Some(self.part().marks.clone()) }))
     }
 }
 

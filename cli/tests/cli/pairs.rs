@@ -93,3 +93,32 @@ async fn pairs_are_listed_drawn_and_verified() {
     let (code, _, err) = run(&mut pairs(&["--stage", "stage-9"])).await;
     assert!(code == 2 && err.contains("no stage stage-9"), "{err}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pairs_are_marked_and_marks_taken_back_and_listed() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Running, 1, 4)];
+    let server = fake.serve().await;
+    let pairs = |more: &[&str]| {
+        let mut command = crescendo(home.path());
+        command.args(["pairs", "uno-1", "--controller", &server.address.to_string()]).args(more);
+        command
+    };
+    let (code, out, err) = run(&mut pairs(&["--mark", "12,40", "--reason", "blurred"])).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("2 marked; version 2"), "{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines.len() == 3 && lines[1].starts_with("12") && lines[1].ends_with("blurred"), "{out}");
+    let (code, _, err) = run(&mut pairs(&["--unmark", "12"])).await;
+    assert_eq!(code, 0, "{err}");
+    let (code, out, _) = run(&mut pairs(&["--marks", "-o", "json"])).await;
+    assert_eq!(code, 0);
+    let listed: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(listed["version"], 3);
+    assert_eq!(listed["marks"][0]["index"], 40);
+    assert_eq!(listed["marks"].as_array().map(Vec::len), Some(1));
+    for wrong in [&["--mark", "1", "--unmark", "2"][..], &["--reason", "why"], &["--mark", "x"]] {
+        let (code, _, err) = run(&mut pairs(wrong)).await;
+        assert_eq!(code, 2, "{wrong:?}: {err}");
+    }
+}

@@ -305,7 +305,7 @@ mod tests {
 
     fn plan_of(attempt: &AttemptRecord) -> Plan {
         let send = |command| decide::Send { node: node("n"), command };
-        let start = send(Command::StartAttempt(attempt.attempt.clone(), Vec::new()));
+        let start = send(Command::StartAttempt(attempt.attempt.clone(), decide::PairsFrom::default()));
         let assign = send(Command::AssignCuration(stage("curated")));
         Plan {
             writes: vec![Write::Put(Record::Attempt(attempt.clone()))],

@@ -59,6 +59,7 @@ impl Engine {
             Request::Samples(request) => self.handle_samples(request, now),
             Request::Deletions(request) => self.handle_deletions(request, now),
             Request::Notices(request) => self.handle_notices(request, now),
+            Request::Marks(request) => self.handle_marks(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -169,6 +170,7 @@ impl Engine {
             | Request::Samples(_)
             | Request::Deletions(_)
             | Request::Notices(_)
+            | Request::Marks(_)
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }

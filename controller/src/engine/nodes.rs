@@ -444,8 +444,8 @@ impl Engine {
 
     fn message(&self, command: &Command) -> Option<Down> {
         Some(match command {
-            Command::StartAttempt(attempt, curators) => {
-                Down::StartAttempt(self.start_message(attempt, curators)?)
+            Command::StartAttempt(attempt, pairs_from) => {
+                Down::StartAttempt(self.start_message(attempt, &pairs_from.curators)?)
             }
             Command::StopAttempt(attempt, reason) => Down::StopAttempt(v1::StopAttempt {
                 attempt: Some(convert::attempt_message(attempt)),
@@ -464,9 +464,10 @@ impl Engine {
                     node_ids,
                 })
             }
-            Command::UpdateCurators(attempt, curators) => Down::UpdateCurators(v1::UpdateCurators {
+            Command::UpdateCurators(attempt, pairs_from) => Down::UpdateCurators(v1::UpdateCurators {
                 attempt: Some(convert::attempt_message(attempt)),
-                curator_addresses: curators.clone(),
+                curator_addresses: pairs_from.curators.clone(),
+                pair_marks: to_proto::mark_changes(&self.state, &attempt.stage_ref()),
             }),
             Command::AssignCuration(stage) => Down::AssignCuration(self.assign_message(stage)?),
             Command::ReleaseCuration(stage, reason) => Down::ReleaseCuration(v1::ReleaseCuration {
@@ -498,6 +499,7 @@ impl Engine {
             object_store_url: self.around.config.object_store_url.clone(),
             reach: Some(self.reach_message(&job.record.spec)),
             trace_parent: trace_parent(job),
+            pair_marks: to_proto::mark_changes(&self.state, &attempt.stage_ref()),
         })
     }
 

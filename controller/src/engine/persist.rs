@@ -210,6 +210,7 @@ impl Records {
             .chain(units)
             .chain(of_kind(first.clone().map(|first| RecordKey::Segment(first, 0))))
             .chain(of_kind(first.clone().map(RecordKey::Attempt)))
+            .chain(of_kind(first.clone().map(RecordKey::Marks)))
             .chain(of_kind(first.map(RecordKey::Stage)))
             .chain(told)
             .chain(requests.into_iter().flatten().filter(|key| self.revisions.contains_key(key)))
@@ -377,6 +378,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             | RecordKey::Checkpoint(StageRef { job, .. }, ..)
             | RecordKey::Keep(StageRef { job, .. }, ..)
             | RecordKey::Sampling(StageRef { job, .. }, ..)
+            | RecordKey::Marks(StageRef { job, .. })
             | RecordKey::Notice(job)
             | RecordKey::Notes(job)
             | RecordKey::Deletion(job) => {
@@ -478,6 +480,7 @@ mod tests {
                     RecordKey::Checkpoint(stage.clone(), 5, Generation(1)),
                     RecordKey::Keep(stage.clone(), 5, Generation(1)),
                     RecordKey::Sampling(stage.clone(), 5),
+                    RecordKey::Marks(stage.clone()),
                 ]
             };
             let mut keys = [own(&other_stage), own(&stage(name))].concat();

@@ -13,7 +13,7 @@ use crescendo_core::notices::{DeliveryKey, EndNotice, Webhook};
 use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
-use crescendo_core::transitions::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
+use crescendo_core::transitions::{MarkOrder, Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_proto::convert::Introduction;
 use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -142,6 +142,7 @@ pub enum Request {
     Samples(SamplesRequest),
     Deletions(DeletionRequest),
     Notices(NoticeRequest),
+    Marks(MarksRequest),
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: ActingNode,
@@ -249,6 +250,7 @@ impl Request {
             }
             // What is delivered could not be noted, and would be delivered over and over.
             Self::Notices(NoticeRequest::Due { reply, .. }) => refuse(reply, error),
+            Self::Marks(MarksRequest::Mark { reply, .. }) => refuse(reply, error),
             Self::Notices(NoticeRequest::Settled { reply, .. }) => refuse(reply, error),
             Self::Crawls { .. }
             | Self::Overreaches { .. }
@@ -258,6 +260,7 @@ impl Request {
             | Self::ListCheckpoints { .. }
             | Self::Objects(_)
             | Self::Samples(_)
+            | Self::Marks(MarksRequest::List { .. })
             | Self::RenewUnit { .. }
             | Self::WatchPairLog { .. }
             | Self::Heartbeat { .. }
@@ -412,6 +415,12 @@ impl DeletionRequest {
             Self::Delete { dry_run: true, .. } | Self::Lineage { .. } | Self::NextFiles { .. } => Some(self),
         }
     }
+}
+
+/// Marks of people on pairs.
+pub enum MarksRequest {
+    Mark { order: MarkOrder, scope: Scope, reply: Reply<v1::PairMarkList> },
+    List { stage: StageRef, scope: Scope, reply: Reply<v1::PairMarkList> },
 }
 
 /// Telling webhooks that jobs have ended.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use crescendo_core::error::RequestError;
 use crescendo_core::histogram::Scale;
+use crescendo_core::transitions::MarkOrder;
 use crescendo_proto::v1::review_service_server::ReviewService;
 use crescendo_proto::{status, v1};
 use prost::Message as _;
@@ -71,6 +72,35 @@ impl ReviewService for Review {
         let after = asked.next_unit.map(|unit| v1::PairPlace { unit, number: 0 });
         let v1::ReadPairsResponse { pairs, next, .. } = found;
         Ok(Response::new(v1::ReadPairsResponse { pairs, next: next.or(after), units: asked.units }))
+    }
+
+    async fn mark_pairs(
+        &self,
+        request: Request<v1::MarkPairsRequest>,
+    ) -> Result<Response<v1::MarkPairsResponse>, Status> {
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
+        let v1::MarkPairsRequest { job_id, stage, indices, undo, reason } = request.into_inner();
+        let stage = stage_ref(&job_id, &stage)?;
+        let (verb, first) = (if undo { "unmark" } else { "mark" }, indices.first().copied().unwrap_or(0));
+        trail.on("pairs", format_args!("{stage} {verb} {} from {first}", indices.len()));
+        let scope = caller.scope();
+        let order = MarkOrder { stage, indices, bad: !undo, reason, by: caller.name };
+        let mark = |reply| engine::MarksRequest::Mark { order, scope, reply };
+        let marks = self.engine.ask(|reply| engine::Request::Marks(mark(reply))).await?;
+        Ok(Response::new(v1::MarkPairsResponse { marks: Some(marks) }))
+    }
+
+    async fn list_pair_marks(
+        &self,
+        request: Request<v1::ListPairMarksRequest>,
+    ) -> Result<Response<v1::ListPairMarksResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let v1::ListPairMarksRequest { job_id, stage } = request.into_inner();
+        let stage = stage_ref(&job_id, &stage)?;
+        trail.on("stage", &stage);
+        let list = |reply| engine::MarksRequest::List { stage, scope, reply };
+        let marks = self.engine.ask(|reply| engine::Request::Marks(list(reply))).await?;
+        Ok(Response::new(v1::ListPairMarksResponse { marks: Some(marks) }))
     }
 }
 

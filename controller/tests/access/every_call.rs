@@ -177,6 +177,11 @@ impl Scene {
             "WatchViews" => views_request(job_id).encode_to_vec(),
             "ReadCurves" => curves_request(job_id).encode_to_vec(),
             "ReadPairs" => v1::ReadPairsRequest { job_id, stage, ..Default::default() }.encode_to_vec(),
+            "MarkPairs" => {
+                let indices = vec![0];
+                v1::MarkPairsRequest { job_id, stage, indices, ..Default::default() }.encode_to_vec()
+            }
+            "ListPairMarks" => v1::ListPairMarksRequest { job_id, stage }.encode_to_vec(),
             "WatchPairLog" => v1::WatchPairLogRequest { job_id, stage, from_unit: 0 }.encode_to_vec(),
             // Lists the services.
             "ServerReflectionInfo" => vec![0x3a, 0],
@@ -241,7 +246,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 40, "every call of the controller was tried");
+    assert_eq!(calls, 42, "every call of the controller was tried");
     Ok(())
 }
 
@@ -330,6 +335,7 @@ async fn the_same_calls_work_for_those_who_may_make_them() -> anyhow::Result<()>
             "FailUnit",
             "PlanContinuation",
             "ReadCheckpointFile",
+            "ReadPairs",
             "SendObject",
             "CollectLeftovers",
             "JudgeObjects",

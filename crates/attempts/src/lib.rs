@@ -295,10 +295,13 @@ impl AttemptTable {
                 // A repetition: only the curators may be news. An outcome is told again.
                 if known.ended() {
                     effects.push(Effect::Report(Box::new(report(known))));
-                } else if known.start.curator_addresses != start.curator_addresses {
+                } else if known.start.curator_addresses != start.curator_addresses
+                    || known.start.pair_marks != start.pair_marks
+                {
                     let update = UpdateCurators {
                         attempt: Some(attempt),
                         curator_addresses: start.curator_addresses.clone(),
+                        pair_marks: start.pair_marks.clone(),
                     };
                     effects.extend(self.on_update_curators(update));
                 }
@@ -429,12 +432,14 @@ impl AttemptTable {
             && waiting.attempt.generation == attempt.generation
         {
             waiting.start.curator_addresses.clone_from(&update.curator_addresses);
+            waiting.start.pair_marks.clone_from(&update.pair_marks);
         }
         let Some(known) = self.attempts.get_mut(&key_of(attempt)) else { return Vec::new() };
         if known.generation != attempt.generation || known.ended() {
             return Vec::new();
         }
         known.start.curator_addresses.clone_from(&update.curator_addresses);
+        known.start.pair_marks.clone_from(&update.pair_marks);
         let live = known.ranks.iter().filter(|(_, rank)| !rank.exited);
         live.map(|(rank, _)| Effect::UpdateCurators {
             rank: rank_key(attempt, *rank),

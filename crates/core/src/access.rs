@@ -144,7 +144,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 51] = [
+pub const RULES: [Rule; 53] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     // Before a login there is no credential. Neither tells anything of the cluster.
     rule(ACCESS, "GetLogin", Who::Anyone, CallEffect::Read),
@@ -179,6 +179,8 @@ pub const RULES: [Rule; 51] = [
     rule(VIEWS, "WatchViews", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(VIEWS, "ReadCurves", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(REVIEW, "ReadPairs", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(REVIEW, "MarkPairs", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(REVIEW, "ListPairMarks", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(CURATION, "LeaseUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "RenewUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "CommitUnit", Who::Node, CallEffect::Change),

@@ -30,7 +30,7 @@ pub use deleting::{Retired, decide_deleting, decide_retention, next_files, still
 pub use folding::{Folding, decide_folding};
 pub use limits::Limits;
 use plan::PlanDraft;
-pub use plan::{Change, Command, PendingReason, Plan, Send};
+pub use plan::{Change, Command, PairsFrom, PendingReason, Plan, Send};
 pub use readers::choose_reader;
 pub use samplings::next_samplings;
 

@@ -78,7 +78,8 @@ impl Learnt {
             | Record::Sampling(_)
             | Record::Usage(_)
             | Record::Notice(_)
-            | Record::Notes(_) => {}
+            | Record::Notes(_)
+            | Record::Marks(_) => {}
         }
     }
 

@@ -31,6 +31,7 @@
 //! | [`mod@file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
 //! | [`note`] | what people have noted on a job |
+//! | [`marks`] | pairs that people have marked bad, and what epochs leave out of a log |
 //! | [`webhook`] | where the ends of a tenant's jobs are told |
 //! | [`notices`] | which webhooks are to be told that a job has ended, and when |
 //! | [`histogram`] | distributions of scores, which add up over units |
@@ -73,6 +74,7 @@ pub mod job;
 pub mod learnt;
 pub mod leftovers;
 pub mod log_reads;
+pub mod marks;
 pub mod network;
 pub mod note;
 pub mod notices;

@@ -38,6 +38,11 @@ impl<'a> ReadLog<'a> {
         self.log().committed().min(self.most)
     }
 
+    /// Version of the marks of the log; 0 before the first.
+    pub fn marks_version(&self) -> u64 {
+        self.of.marks.as_ref().map_or(0, |marks| marks.version())
+    }
+
     /// Units that can be read, those without a pair among them.
     pub fn units(&self) -> u64 {
         self.log().prefix_units()

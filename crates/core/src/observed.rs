@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::blame::NodeFailures;
 use crate::cooldown::Cooldowns;
-use crate::decide::{Limits, Send};
+use crate::decide::{Limits, PairsFrom, Send};
 use crate::ids::{AttemptRef, Incarnation, JobId, NodeId, StageRef, Timestamp};
 use crate::learnt::Learnt;
 use crate::ranks::{Hang, NODE_GAP, NODE_LOST_AFTER, RankViews, RankWord};
@@ -92,7 +92,8 @@ pub struct NodeView {
     pub stops_sent: BTreeMap<AttemptRef, Timestamp>,
     /// Slots of the attempts that were started there, as long as they run.
     pub slots: BTreeMap<AttemptRef, BTreeSet<u32>>,
-    pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
+    /// Where its attempts were told that their pairs come from.
+    pub curators_sent: BTreeMap<AttemptRef, PairsFrom>,
     /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
     /// Attempts that it was told to save what is left of, since a node of their gang is lost.
@@ -630,9 +631,9 @@ impl Observed {
     pub fn sent(&mut self, send: &Send, now: Timestamp) {
         let Some(view) = self.view_mut(&send.node) else { return };
         match &send.command {
-            crate::decide::Command::StartAttempt(attempt, curators) => {
+            crate::decide::Command::StartAttempt(attempt, pairs_from) => {
                 view.running.insert(attempt.clone());
-                view.curators_sent.insert(attempt.clone(), curators.clone());
+                view.curators_sent.insert(attempt.clone(), pairs_from.clone());
             }
             crate::decide::Command::StopAttempt(attempt, _) => {
                 view.stops_sent.entry(attempt.clone()).or_insert(now);
@@ -643,8 +644,8 @@ impl Observed {
             crate::decide::Command::RescueAttempt(attempt, _) => {
                 view.rescues_sent.insert(attempt.clone());
             }
-            crate::decide::Command::UpdateCurators(attempt, curators) => {
-                view.curators_sent.insert(attempt.clone(), curators.clone());
+            crate::decide::Command::UpdateCurators(attempt, pairs_from) => {
+                view.curators_sent.insert(attempt.clone(), pairs_from.clone());
             }
             crate::decide::Command::AssignCuration(stage) => {
                 view.curating.insert(stage.clone());

@@ -13,6 +13,7 @@ use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
+use crate::marks::MarksRecord;
 use crate::note::NotesRecord;
 use crate::sampling::SamplingRecord;
 use crate::segment::SegmentRecord;
@@ -222,6 +223,7 @@ pub enum Record {
     Usage(UsageRecord),
     Notice(NoticeRecord),
     Notes(NotesRecord),
+    Marks(MarksRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -247,6 +249,8 @@ pub enum RecordKey {
     Notice(JobId),
     /// What people have noted on the job.
     Notes(JobId),
+    /// What people have marked in the stage's log.
+    Marks(StageRef),
 }
 
 impl Record {
@@ -269,6 +273,7 @@ impl Record {
             Self::Usage(record) => RecordKey::Usage(record.tenant.clone()),
             Self::Notice(record) => RecordKey::Notice(record.job.clone()),
             Self::Notes(record) => RecordKey::Notes(record.job.clone()),
+            Self::Marks(record) => RecordKey::Marks(record.stage.clone()),
         }
     }
 }
@@ -279,6 +284,7 @@ impl RecordKey {
         match self {
             Self::Job(job) | Self::Deletion(job) | Self::Notice(job) | Self::Notes(job) => Some(job),
             Self::Stage(stage)
+            | Self::Marks(stage)
             | Self::Attempt(stage)
             | Self::Segment(stage, _)
             | Self::Unit(stage, _)
@@ -311,6 +317,7 @@ impl fmt::Display for RecordKey {
             Self::Notice(id) => write!(f, "notices/{id}"),
             Self::Notes(id) => write!(f, "notes/{id}"),
             Self::Sampling(stage, step) => write!(f, "samplings/{stage}/{step:012}"),
+            Self::Marks(stage) => write!(f, "marks/{stage}"),
             Self::Keep(stage, step, generation) => {
                 write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }

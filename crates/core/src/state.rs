@@ -14,6 +14,7 @@ use crate::arithmetic::PrecisionChoice;
 use crate::deletion::{DeletionPhase, DeletionRecord};
 use crate::estimate::device_bytes;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp};
+use crate::marks::MarksRecord;
 use crate::note::NotesRecord;
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
@@ -95,6 +96,8 @@ pub struct Stage {
     pub keeps: BTreeMap<(u64, Generation), KeepRecord>,
     /// Pictures that were drawn with its checkpoints, or are to be, by step.
     pub samplings: BTreeMap<u64, Arc<SamplingRecord>>,
+    /// What people have marked in the log; none before the first mark.
+    pub marks: Option<Arc<MarksRecord>>,
 }
 
 /// A record that belongs to a job or stage that is not there.
@@ -255,6 +258,10 @@ impl ClusterState {
                 }
                 self.notes.insert(record.job.clone(), Arc::new(record));
             }
+            Record::Marks(record) => {
+                let id = record.stage.clone();
+                self.change_stage(&id, |stage| stage.marks = Some(Arc::new(record))).ok_or_else(orphan)?;
+            }
             Record::Keep(record) => {
                 let (id, key) = (record.stage.clone(), (record.step, record.generation));
                 let put = |stage: &mut Stage| stage.keeps.insert(key, record);
@@ -360,6 +367,9 @@ impl ClusterState {
                     self.requests.remove(&(record.tenant.to_string(), record.lineage.request.clone()));
                 }
                 self.deleting.remove(id);
+            }
+            RecordKey::Marks(stage) => {
+                self.change_stage(stage, |stage| stage.marks = None);
             }
             RecordKey::Keep(stage, step, generation) => {
                 self.change_stage(stage, |stage| stage.keeps.remove(&(*step, *generation)));
@@ -577,6 +587,7 @@ impl Job {
                     checkpoints: BTreeMap::new(),
                     keeps: BTreeMap::new(),
                     samplings: BTreeMap::new(),
+                    marks: None,
                 })
             })
             .collect();

@@ -5,6 +5,7 @@ mod checkpoints;
 mod continuation;
 mod deletions;
 mod jobs;
+mod marks;
 mod nodes;
 mod notes;
 mod samplings;
@@ -20,6 +21,7 @@ pub use jobs::{
     QueueLimits, Submission, Submitted, cancel_job, pause_job, resume_job, retry_job, submit_job,
 };
 pub(crate) use jobs::{ended, one_line};
+pub use marks::{MarkOrder, mark_pairs};
 pub use nodes::{drain_node, forget_node};
 pub use notes::note_job;
 pub use samplings::{commit_samples, fail_samples};

@@ -10,7 +10,7 @@ use crate::ids::{JobId, NodeId};
 use crate::records::RecordKey;
 
 /// The kinds of records, by the first part of their key; what has another is of a kind that this version does not know.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 15] = [
     "jobs",
     "requests",
     "stages",
@@ -23,6 +23,7 @@ pub const KINDS: [&str; 14] = [
     "keeps",
     "usage",
     "notices",
+    "marks",
     "notes",
     "other",
 ];

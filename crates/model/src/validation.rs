@@ -59,8 +59,8 @@ pub fn losses(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::BlockSelection;
     use crate::config::FluxConfig;
-    use crate::lora_sites::BlockSelection;
     use crate::randomness::NormalStream;
     use crate::training::{TrainOptions, TrainStep};
     use tch::Device;

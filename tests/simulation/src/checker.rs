@@ -387,7 +387,8 @@ impl Facts {
             | Record::Sampling(_)
             | Record::Usage(_)
             | Record::Notice(_)
-            | Record::Notes(_) => {}
+            | Record::Notes(_)
+            | Record::Marks(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {
@@ -547,6 +548,7 @@ impl Facts {
             | RecordKey::Sampling(..)
             | RecordKey::Notice(_)
             | RecordKey::Notes(_)
+            | RecordKey::Marks(_)
             | RecordKey::Node(_)
             | RecordKey::Cluster => {}
         }

@@ -103,6 +103,7 @@ async fn obey(
             | Command::DrainAttempt(_)
             | Command::RescueAttempt(_)
             | Command::UpdateCurators(_)
+            | Command::DrawSamples(_)
             | Command::ReadObject(_)
             | Command::ReadStoredPairs(_) => {}
             Command::CollectObjects(order) => {

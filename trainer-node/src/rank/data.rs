@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crescendo_core::marks::Epochs;
 use crescendo_core::spec::OnStarvation;
 use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::tls::Dialer;
@@ -54,6 +55,8 @@ pub struct SampleOrder {
     /// Grows with each change.
     pub number: u64,
     pub replay_passes: ReplayPasses,
+    /// What is left out of which epochs.
+    pub epochs: Epochs,
     /// What is delivered from here on follows this order.
     pub first_step: u64,
 }
@@ -62,6 +65,8 @@ pub struct SampleOrder {
 pub struct Signals {
     /// From the training thread.
     pub order: watch::Receiver<SampleOrder>,
+    /// What is known of the pair log.
+    pub log: watch::Sender<LogProgress>,
     /// Why there is no pair; empty if there is.
     pub waiting_for: watch::Sender<String>,
     /// Number of the order by which the log has no next pair yet, if that is why.
@@ -150,9 +155,9 @@ impl Iterator for Positions {
 impl Client {
     fn new(plan: DataPlan, mut signals: Signals) -> Self {
         let positions = Positions { gang: plan.gang, steps: plan.steps.clone(), current: 0..0 };
-        let SampleOrder { number, replay_passes, .. } = signals.order.borrow_and_update().clone();
+        let SampleOrder { number, replay_passes, epochs, .. } = signals.order.borrow_and_update().clone();
         Self {
-            order: LogOrder::new(plan.job_seed, plan.stage_index, replay_passes),
+            order: LogOrder::new(plan.job_seed, plan.stage_index, replay_passes, epochs),
             order_number: number,
             positions: positions.peekable(),
             plan,
@@ -245,9 +250,9 @@ impl Client {
 
     /// Begins again where the training thread says, by its order.
     fn follow_order(&mut self) {
-        let SampleOrder { number, replay_passes, first_step } =
+        let SampleOrder { number, replay_passes, epochs, first_step } =
             self.signals.order.borrow_and_update().clone();
-        (self.order_number, self.order.replay_passes) = (number, replay_passes);
+        (self.order_number, self.order.replay_passes, self.order.epochs) = (number, replay_passes, epochs);
         self.asked.clear();
         self.again.clear();
         let steps = first_step..self.plan.steps.end;
@@ -424,6 +429,8 @@ impl Client {
     fn learn(&mut self, status: &LogStatus) {
         self.log.committed = self.log.committed.max(status.committed);
         self.log.sealed |= status.sealed;
+        let log = self.log;
+        self.signals.log.send_if_modified(|known| std::mem::replace(known, log) != log);
     }
 
     /// Asks for as many pairs as there are credits and committed pairs, neighbours in one message.
@@ -531,6 +538,7 @@ mod tests {
         };
         let signals = Signals {
             order: watch::channel(SampleOrder::default()).1,
+            log: watch::channel(LogProgress::default()).0,
             waiting_for: watch::channel(String::new()).0,
             starved: watch::channel(None).0,
         };
@@ -590,7 +598,8 @@ mod tests {
         assert_eq!(*client.signals.starved.borrow(), Some(0));
         let mut replay_passes = ReplayPasses::default();
         replay_passes.push(replay_passes.at_step(1, 8).expect("eight pairs were read"));
-        orders.send_replace(SampleOrder { number: 1, replay_passes, first_step: 1 });
+        let epochs = Epochs::default();
+        orders.send_replace(SampleOrder { number: 1, replay_passes, epochs, first_step: 1 });
         client.follow_order();
         assert_eq!(*client.signals.starved.borrow(), None);
         asked(&mut client);

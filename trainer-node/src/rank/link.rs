@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crescendo_core::marks::MarkList;
 use crescendo_node::tls::Dialer;
 use crescendo_proto::v1::agent_service_client::AgentServiceClient;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
 
 use super::RankError;
+use super::plan::mark_list;
 
 /// Limit of reaching the agent and getting the assignment.
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -143,6 +145,7 @@ pub async fn open(
 /// Where messages of the agent go.
 pub struct Downlink {
     pub curators: watch::Sender<Vec<String>>,
+    pub marks: watch::Sender<MarkList>,
     pub outcomes: mpsc::Sender<RankCheckpointOutcome>,
     /// Cancelled when the gang is to save a checkpoint and leave.
     pub drain: CancellationToken,
@@ -160,6 +163,7 @@ impl Downlink {
                 Ok(Some(response)) => match response.message {
                     Some(Down::UpdateCurators(update)) => {
                         self.curators.send_replace(update.curator_addresses);
+                        take_marks(&self.marks, mark_list(update.pair_marks));
                     }
                     Some(Down::CheckpointOutcome(outcome)) => {
                         if self.outcomes.send(outcome).await.is_err() {
@@ -192,6 +196,17 @@ impl Downlink {
             }
         }
     }
+}
+
+/// Takes a list of marks if it says more than the one before: a list only grows.
+pub fn take_marks(marks: &watch::Sender<MarkList>, told: MarkList) {
+    marks.send_if_modified(|known| {
+        let newer = told.version() > known.version();
+        if newer {
+            *known = told;
+        }
+        newer
+    });
 }
 
 /// Rank 0 tells its agent what the others need to meet it.

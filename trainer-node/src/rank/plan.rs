@@ -1,5 +1,6 @@
 //! What a rank has to do, checked: the assignment and the stage of the spec that it is about.
 
+use crescendo_core::marks::MarkList;
 use crescendo_core::reach::Reach;
 use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, StageSpec, TimestepSampling};
 use crescendo_core::trace::TraceParent;
@@ -10,7 +11,7 @@ use crescendo_model::of_spec::{base_options, compute_kind};
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, BlockPass, Recompute, TrainOptions};
 use crescendo_proto::convert;
-use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment, RankPlacement};
+use crescendo_proto::v1::{AttemptRef, Checkpoint, PairMarks, RankAssignment, RankPlacement};
 use tch::{Device, Kind};
 
 use super::RankError;
@@ -36,6 +37,8 @@ pub struct RankPlan {
     pub resume_from: Option<Checkpoint>,
     pub init_from: Option<Checkpoint>,
     pub curator_addresses: Vec<String>,
+    /// Of the log that the stage reads.
+    pub marks: MarkList,
     pub object_store_url: String,
     /// What the spec may name.
     pub reach: Reach,
@@ -43,6 +46,12 @@ pub struct RankPlan {
     pub trace: Option<TraceParent>,
     /// The spec as it came; kept with each checkpoint.
     pub resolved_spec_json: Vec<u8>,
+}
+
+/// The marks of a log as they were told.
+pub fn mark_list(told: Option<PairMarks>) -> MarkList {
+    let PairMarks { indices, bad } = told.unwrap_or_default();
+    MarkList(indices.into_iter().zip(bad).collect())
 }
 
 impl RankPlan {
@@ -80,6 +89,7 @@ impl RankPlan {
             resume_from: start.resume_from,
             init_from: start.init_from,
             curator_addresses: start.curator_addresses,
+            marks: mark_list(start.pair_marks),
             object_store_url: start.object_store_url,
             reach,
             trace: start.trace_parent.parse().ok(),

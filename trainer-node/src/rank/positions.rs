@@ -9,9 +9,12 @@
 //! it, in an order of its own. The positions of a replay pass are not counted by the rest of the arithmetic: what follows it
 //! goes on at the index at which it began. So the order is a function of (job seed, stage, replay passes, position), and the
 //! replay passes are part of every checkpoint.
+//!
+//! An epoch may leave out pairs that people have marked: see [`Epochs`], which is part of every checkpoint too.
 
 use std::ops::Range;
 
+use crescendo_core::marks::{EpochPlace, Epochs};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -142,6 +145,18 @@ impl ReplayPasses {
         self.0.push(replay_pass);
     }
 
+    /// Where among the positions of `step` an epoch of a sealed log with `pairs` pairs begins, the first one left out; counted
+    /// without those of replay passes. None if none does.
+    pub fn epoch_begins_in(&self, step: u64, global_batch: u32, epochs: &Epochs, pairs: u64) -> Option<u64> {
+        let first = step.saturating_mul(u64::from(global_batch));
+        let plain = |position| match self.part(position) {
+            Part::Plain(plain) => Some(plain),
+            Part::ReplayPass { .. } => None,
+        };
+        let positions = first..first.saturating_add(u64::from(global_batch));
+        positions.filter_map(plain).find(|plain| epochs.begins(*plain, pairs))
+    }
+
     fn next_replay_pass(&self, from: u64) -> Option<ReplayPass> {
         match self.part(from) {
             Part::Plain(pairs) if pairs > 0 && self.0.last().is_none_or(|last| last.from < from) => {
@@ -171,13 +186,14 @@ pub struct LogOrder {
     job_seed: u64,
     stage_index: u32,
     pub replay_passes: ReplayPasses,
-    /// Length of the log, epoch, and that epoch's order.
+    pub epochs: Epochs,
+    /// Length of the epoch, its number, and its order.
     epoch: Option<(u64, u64, Vec<u64>)>,
 }
 
 impl LogOrder {
-    pub fn new(job_seed: u64, stage_index: u32, replay_passes: ReplayPasses) -> Self {
-        Self { job_seed, stage_index, replay_passes, epoch: None }
+    pub fn new(job_seed: u64, stage_index: u32, replay_passes: ReplayPasses, epochs: Epochs) -> Self {
+        Self { job_seed, stage_index, replay_passes, epochs, epoch: None }
     }
 
     pub fn place(&mut self, position: u64, log: LogProgress) -> Place {
@@ -194,7 +210,13 @@ impl LogOrder {
         match (log.sealed, log.committed) {
             (false, _) => Place::NotYet,
             (true, 0) => Place::Empty,
-            (true, pairs) => Place::At(self.of_epoch(plain / pairs, pairs, plain % pairs)),
+            (true, pairs) => match self.epochs.at(plain, pairs) {
+                None => Place::At(plain),
+                Some(EpochPlace { epoch, offset, length }) => {
+                    let drawn = self.of_epoch(epoch, length, offset);
+                    Place::At(self.epochs.nth_kept(plain, drawn))
+                }
+            },
         }
     }
 
@@ -247,6 +269,8 @@ fn split_mix(state: &mut u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use crescendo_core::marks::LeftOut;
+
     use super::*;
 
     #[test]
@@ -276,7 +300,7 @@ mod tests {
     #[test]
     fn each_epoch_has_each_pair_once_in_its_own_order() {
         let log = LogProgress { committed: 50, sealed: true };
-        let mut order = LogOrder::new(7, 1, ReplayPasses::default());
+        let mut order = LogOrder::new(7, 1, ReplayPasses::default(), Epochs::default());
         let mut epoch = |epoch: u64| -> Vec<u64> {
             (0..50)
                 .map(|offset| match order.place(epoch * 50 + offset, log) {
@@ -297,7 +321,7 @@ mod tests {
 
     #[test]
     fn sealing_late_changes_nothing_that_was_read() {
-        let mut order = LogOrder::new(7, 0, ReplayPasses::default());
+        let mut order = LogOrder::new(7, 0, ReplayPasses::default(), Epochs::default());
         let growing = LogProgress { committed: 10, sealed: false };
         let sealed = LogProgress { committed: 10, sealed: true };
         for position in 0..10 {
@@ -312,7 +336,7 @@ mod tests {
     #[test]
     fn a_replay_pass_repeats_what_was_read_and_takes_nothing_from_the_rest() {
         let growing = LogProgress { committed: 12, sealed: false };
-        let mut order = LogOrder::new(7, 0, ReplayPasses::default());
+        let mut order = LogOrder::new(7, 0, ReplayPasses::default(), Epochs::default());
         // Steps of 4: step 2 has 8 to 11, step 3 nothing.
         assert_eq!(order.place(12, growing), Place::NotYet);
         let replay_pass = order.replay_passes.at_step(3, 4).expect("12 pairs to repeat");
@@ -335,12 +359,43 @@ mod tests {
         assert_ne!(first, second);
         // Then the log grows and is sealed: what follows is what would have followed without replay passes.
         let sealed = LogProgress { committed: 20, sealed: true };
-        let mut plain = LogOrder::new(7, 0, ReplayPasses::default());
+        let mut plain = LogOrder::new(7, 0, ReplayPasses::default(), Epochs::default());
         for position in 36..100 {
             assert_eq!(order.place(position, sealed), plain.place(position - 24, sealed), "{position}");
         }
         // And what was read before the log grew still means the same.
         assert_eq!(first, (12..24).map(|p| index(&mut order, p, sealed)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_marked_is_left_out_of_the_next_epoch_and_nothing_else_moves() {
+        let log = LogProgress { committed: 10, sealed: true };
+        let read = |order: &mut LogOrder, positions: Range<u64>| -> Vec<u64> {
+            positions
+                .map(|position| match order.place(position, log) {
+                    Place::At(index) => index,
+                    other => unreachable!("{other:?}"),
+                })
+                .collect()
+        };
+        let mut plain = LogOrder::new(7, 0, ReplayPasses::default(), Epochs::default());
+        let mut order = LogOrder::new(7, 0, ReplayPasses::default(), Epochs::default());
+        // Steps of 4: step 5 has 20 to 23, with which the third epoch begins.
+        let replay_passes = ReplayPasses::default();
+        let begins = |step, epochs: &Epochs| replay_passes.epoch_begins_in(step, 4, epochs, 10);
+        assert_eq!((begins(4, &order.epochs), begins(5, &order.epochs)), (None, Some(20)));
+        assert_eq!(begins(0, &order.epochs), None, "the first epoch is what the log is");
+        assert_eq!(begins(2, &order.epochs), Some(10), "within a step");
+        let left_out = LeftOut { from: 20, version: 2, pairs: 10, indices: vec![3, 7] };
+        assert!(order.epochs.push(left_out));
+        assert_eq!(read(&mut order, 0..20), read(&mut plain, 0..20));
+        for epoch in [20..28, 28..36] {
+            let mut seen = read(&mut order, epoch);
+            assert_ne!(seen, [0, 1, 2, 4, 5, 6, 8, 9]);
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 4, 5, 6, 8, 9]);
+        }
+        assert_eq!((begins(6, &order.epochs), begins(7, &order.epochs)), (None, Some(28)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crescendo_core::marks::Epochs;
 use crescendo_core::reach::SpecPath;
 use crescendo_dataset::checkpoint::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
@@ -142,11 +143,14 @@ fn not_allowed(reason: &str) -> RestoreError {
     RestoreError::Rank(RankError::Permanent(format!("spec.model.weights: {reason}")))
 }
 
-/// The replay passes in the order of the pairs that the stage's newest checkpoint has.
-pub fn replay_passes(plan: &RankPlan, sources: &Sources) -> Result<ReplayPasses, RestoreError> {
-    let Some(resume) = &sources.resume else { return Ok(ReplayPasses::default()) };
+/// The order of the pairs that the stage's newest checkpoint has: its replay passes, and what is left out of its epochs.
+pub fn order(plan: &RankPlan, sources: &Sources) -> Result<(ReplayPasses, Epochs), RestoreError> {
+    let Some(resume) = &sources.resume else { return Ok(Default::default()) };
     let state = read_state(plan, resume)?;
-    Ok(ReplayPasses::checked(state.replay_passes).map_err(|error| resume.damaged(STATE_FILE, error))?)
+    let replay_passes =
+        ReplayPasses::checked(state.replay_passes).map_err(|error| resume.damaged(STATE_FILE, error))?;
+    let epochs = Epochs::checked(state.left_out).map_err(|error| resume.damaged(STATE_FILE, error))?;
+    Ok((replay_passes, epochs))
 }
 
 /// Builds what trains. Belongs on the training thread.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
+use crescendo_core::marks::MarkList;
 use crescendo_device::DeviceError;
 use crescendo_node::objects::cache::Cache;
 use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
@@ -32,6 +33,7 @@ use super::hyper_parameters;
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
+use super::positions::LogProgress;
 use super::pulse;
 use super::restore::{self, RestoreError, Sources};
 use super::save::{SaveRequest, Saver};
@@ -149,11 +151,13 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let (uplink, down, assignment) =
         opened.inspect_err(|error| tracing::warn!(reason = %error, "no assignment from the agent"))?;
     let (curators_in, curators) = watch::channel(Vec::new());
+    let (marks_in, marks) = watch::channel(MarkList::default());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
     let ends = Ends::default();
     let downlink = Downlink {
         curators: curators_in.clone(),
+        marks: marks_in.clone(),
         outcomes: outcomes_in,
         drain: ends.drain.clone(),
         peer_lost: ends.peer_lost.clone(),
@@ -171,6 +175,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let work = async {
         let plan = RankPlan::new(assignment, args.cuda, args.kernels.into())?;
         take_curators(&curators_in, &plan);
+        link::take_marks(&marks_in, plan.marks.clone());
         let attempt = tracing::info_span!(
             target: trace::TARGET,
             "attempt",
@@ -181,7 +186,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             outcome = tracing::field::Empty
         );
         trace::set_parent(&attempt, plan.trace);
-        let links = Links { dialer, uplink: at_work, curators, outcomes };
+        let links = Links { dialer, uplink: at_work, curators, marks, outcomes };
         let work = work(&args, plan, links, ends.clone(), Arc::clone(&group));
         let outcome = work.instrument(attempt.clone()).await;
         note_end(&attempt, &outcome);
@@ -305,6 +310,7 @@ struct Links {
     dialer: Dialer,
     uplink: Uplink,
     curators: watch::Receiver<Vec<String>>,
+    marks: watch::Receiver<MarkList>,
     outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
 }
 
@@ -316,7 +322,7 @@ async fn work(
     ends: Ends,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
-    let Links { dialer, uplink, curators, outcomes } = links;
+    let Links { dialer, uplink, curators, marks, outcomes } = links;
     let stop = ends.stop.clone();
     let (progress, reported) = watch::channel(at_its_start(&plan));
     let mut beside = JoinSet::new();
@@ -344,12 +350,13 @@ async fn work(
         dialer: dialer.clone(),
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
-    let replay_passes = report_damage(restore::replay_passes(&plan, &sources), &uplink).await?;
-    let (order, followed) =
-        watch::channel(SampleOrder { number: 0, replay_passes, first_step: data_plan.steps.start });
+    let (replay_passes, epochs) = report_damage(restore::order(&plan, &sources), &uplink).await?;
+    let first_step = data_plan.steps.start;
+    let (order, followed) = watch::channel(SampleOrder { number: 0, replay_passes, epochs, first_step });
+    let (log, log_known) = watch::channel(LogProgress::default());
     let (waiting_for, data_waits_for) = watch::channel(String::new());
     let (starved, data_starved) = watch::channel(None);
-    let signals = Signals { order: followed, waiting_for, starved };
+    let signals = Signals { order: followed, log, waiting_for, starved };
     beside.spawn(data::run(data_plan, curators, deliver, signals, stop.clone()).in_current_span());
     let (saves, requests) = mpsc::channel(1);
     let saver = Saver {
@@ -376,6 +383,8 @@ async fn work(
         data_waits_for,
         data_starved,
         order,
+        marks,
+        log: log_known,
         progress,
         saves,
         ends,
@@ -485,6 +494,8 @@ struct TrainThread {
     data_waits_for: watch::Receiver<String>,
     data_starved: watch::Receiver<Option<u64>>,
     order: watch::Sender<SampleOrder>,
+    marks: watch::Receiver<MarkList>,
+    log: watch::Receiver<LogProgress>,
     position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
     saves: mpsc::Sender<SaveRequest>,
@@ -529,6 +540,8 @@ impl TrainThread {
             restored,
             data_waits_for: self.data_waits_for,
             order: self.order,
+            marks: self.marks,
+            log: self.log,
             position_log: self.position_log,
             progress: self.progress,
             saves: self.saves,

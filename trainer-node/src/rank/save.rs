@@ -293,6 +293,7 @@ mod tests {
             next_position: 24,
             optimizer_steps: 3,
             replay_passes: Vec::new(),
+            left_out: Vec::new(),
         };
         let runtime = Handle::current();
         let writer = writer(&store, &runtime);

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
+use crescendo_core::marks::{LeftOut, MarkList};
 use crescendo_core::spec::OnStarvation;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
 use crescendo_model::training::snapshot::{self, Hold, SnapshotLimits};
@@ -25,7 +26,7 @@ use super::data::{Delivery, SampleOrder};
 use super::history::StepRecord;
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
-use super::positions::ReplayPass;
+use super::positions::{LogProgress, ReplayPass};
 use super::prefetch::{Prefetcher, STEPS_AHEAD, StepInput};
 use super::pulse;
 use super::restore::Restored;
@@ -72,6 +73,10 @@ pub struct Training {
     pub data_waits_for: watch::Receiver<String>,
     /// The order of the pairs that the data client follows.
     pub order: watch::Sender<SampleOrder>,
+    /// What people have marked in the pair log.
+    pub marks: watch::Receiver<MarkList>,
+    /// What the data client knows of that log.
+    pub log: watch::Receiver<LogProgress>,
     /// Where each step's positions and pairs are noted, for tests.
     pub position_log: Option<PositionLog>,
     pub progress: watch::Sender<RankProgress>,
@@ -102,6 +107,7 @@ pub fn run(training: Training, feed: DataFeed) -> Result<(), RankError> {
         unsaved: None,
         meter: StepProfiler::new(Instant::now()),
         skipped_before: training.restored.history.skipped(),
+        marks_asked: None,
         training,
     };
     let skipped = state.skipped_before;
@@ -180,6 +186,8 @@ struct Loop {
     meter: StepProfiler,
     /// Skipped steps that the checkpoint had.
     skipped_before: u64,
+    /// The step at which the gang was last asked whether it leaves out newer marks, and the version that this rank knew.
+    marks_asked: Option<(u64, u64)>,
 }
 
 impl Loop {
@@ -298,7 +306,8 @@ impl Loop {
             let replay_pass = self.replay_pass(step);
             let number = self.training.order.borrow().number;
             let starved = lacks_pairs && *self.starved.borrow() == Some(number);
-            match (self.agree(waits, starved && replay_pass.is_some())?, ready.take()) {
+            let marks = self.has_newer_marks(step);
+            match (self.agree(waits, starved && replay_pass.is_some(), marks)?, ready.take()) {
                 (Vote::Ready, Some(input)) => return Ok((input, waited)),
                 (Vote::Ready, None) => {
                     return Err(RankError::Retryable("the gang goes on without this rank's pairs".into()));
@@ -307,6 +316,11 @@ impl Loop {
                 (Vote::Drain, _) => return Err(RankError::Drained(format!("after step {step}"))),
                 (Vote::Repeat, _) => {
                     self.begin_replay_pass(step, replay_pass)?;
+                    continue;
+                }
+                (Vote::Marks, input) => {
+                    // What was fetched by the former order is of no use in another.
+                    ready = if self.leave_out_marks(step)? { None } else { input };
                     continue;
                 }
             }
@@ -393,14 +407,81 @@ impl Loop {
         Ok(())
     }
 
+    /// Whether an epoch begins in `step` that could leave out marks which are newer than those that are left out. Asked once a step
+    /// for each version.
+    fn has_newer_marks(&self, step: u64) -> bool {
+        let Training { plan, order, marks, log, .. } = &self.training;
+        let (known, log) = (marks.borrow().version(), *log.borrow());
+        let order = order.borrow();
+        let (passes, epochs, batch) = (&order.replay_passes, &order.epochs, plan.gang.global_batch);
+        known > epochs.version()
+            && log.sealed
+            && self.marks_asked != Some((step, known))
+            && passes.epoch_begins_in(step, batch, epochs, log.committed).is_some()
+    }
+
+    /// Leaves out of the epoch that begins in `step`, and of those after it, what is marked by the newest version that all ranks
+    /// know. All ranks do so at the same step, before any trains it. `false` if nothing changes.
+    fn leave_out_marks(&mut self, step: u64) -> Result<bool, RankError> {
+        let Training { plan, order, marks, log, .. } = &self.training;
+        let (known, log) = (marks.borrow().clone(), *log.borrow());
+        self.marks_asked = Some((step, known.version()));
+        let sealed_pairs = if log.sealed { log.committed } else { 0 };
+        let (version, pairs) = self.common_marks(known.version(), sealed_pairs)?;
+        let mut begun = None;
+        order.send_if_modified(|order| {
+            let batch = plan.gang.global_batch;
+            let from = order.replay_passes.epoch_begins_in(step, batch, &order.epochs, pairs);
+            let Some(from) = from.filter(|_| version > order.epochs.version()) else { return false };
+            let next = LeftOut { from, version, pairs, indices: known.left_out(version, pairs) };
+            let left_out = next.indices.len();
+            let pushed = order.epochs.push(next);
+            if pushed {
+                (order.number, order.first_step) = (order.number + 1, step);
+                begun = Some((from, left_out));
+            }
+            pushed
+        });
+        if let Some((from, left_out)) = begun {
+            tracing::info!(
+                step = step + 1,
+                from,
+                version,
+                left_out,
+                pairs,
+                "an epoch begins that leaves out marked pairs"
+            );
+        }
+        Ok(begun.is_some())
+    }
+
+    /// The newest version of the marks that all ranks know, and the length of the sealed log, by those that know it.
+    fn common_marks(&self, known: u64, sealed_pairs: u64) -> Result<(u64, u64), RankError> {
+        if self.training.group.world() == 1 {
+            return Ok((known, sealed_pairs));
+        }
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let said = Tensor::f_from_slice(&[-signed(known), signed(sealed_pairs)])
+            .and_then(|said| said.f_to_device(self.training.plan.device))
+            .map_err(RankError::retryable)?;
+        self.training.group.all_reduce(&said, ReduceOp::Maximum, COLLECTIVE_TIMEOUT).map_err(of_group)?;
+        let said =
+            said.f_to_device(Device::Cpu).and_then(Vec::<i64>::try_from).map_err(RankError::retryable)?;
+        match *said.as_slice() {
+            [least, pairs] => Ok((least.unsigned_abs(), pairs.unsigned_abs())),
+            _ => Err(RankError::Retryable("what the gang knows of marks cannot be read".into())),
+        }
+    }
+
     /// What the gang does next: the largest of all ranks' votes, the same on all. On the way they see that they have skipped
     /// the same number of steps: ranks of unlike processors might round a norm to either side of what is finite.
-    fn agree(&self, waits: bool, starved: bool) -> Result<Vote, RankError> {
-        let mine = match (self.training.drain.is_cancelled(), starved, waits) {
-            (true, _, _) => Vote::Drain,
-            (false, true, _) => Vote::Repeat,
-            (false, false, true) => Vote::Wait,
-            (false, false, false) => Vote::Ready,
+    fn agree(&self, waits: bool, starved: bool, marks: bool) -> Result<Vote, RankError> {
+        let mine = match (self.training.drain.is_cancelled(), marks, starved, waits) {
+            (true, _, _, _) => Vote::Drain,
+            (false, true, _, _) => Vote::Marks,
+            (false, false, true, _) => Vote::Repeat,
+            (false, false, false, true) => Vote::Wait,
+            (false, false, false, false) => Vote::Ready,
         };
         if self.training.group.world() == 1 {
             return Ok(mine);
@@ -765,6 +846,7 @@ impl Loop {
                 next_position: restored.step * u64::from(plan.gang.global_batch),
                 optimizer_steps: restored.optimizer.steps(),
                 replay_passes: self.training.order.borrow().replay_passes.all().to_vec(),
+                left_out: self.training.order.borrow().epochs.all().to_vec(),
             },
             snapshot,
             device: plan.device,
@@ -828,10 +910,13 @@ enum Vote {
     Repeat,
     /// Its node drains.
     Drain,
+    /// It knows of marks that the epoch which begins could leave out. The others may know of them or not: they say so, and then vote
+    /// again. Ranks that know of none never meet this.
+    Marks,
 }
 
 impl Vote {
-    const ALL: [Vote; 4] = [Vote::Ready, Vote::Wait, Vote::Repeat, Vote::Drain];
+    const ALL: [Vote; 5] = [Vote::Ready, Vote::Wait, Vote::Repeat, Vote::Drain, Vote::Marks];
 }
 
 /// The gang's vote, from the largest of all ranks' votes, counts of skipped steps, and the same counts below zero.

@@ -1,5 +1,6 @@
 //! Where training stood, as its checkpoint says, and which checkpoints may go. The files are [`crescendo_dataset::checkpoint`].
 
+use crescendo_core::marks::LeftOut;
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::ManifestFile;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
@@ -25,6 +26,9 @@ pub struct TrainState {
     /// Replay passes in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
     #[serde(default, alias = "laps", skip_serializing_if = "Vec::is_empty")]
     pub replay_passes: Vec<ReplayPass>,
+    /// From which epoch on which marked pairs are left out, and by which version of the marks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// A file as it is registered.

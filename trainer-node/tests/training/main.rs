@@ -5,8 +5,9 @@ mod support;
 
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
-    AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankPlacement, StartAttempt,
+    AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, PairMarks, RankPlacement, StartAttempt,
 };
+use serde_json::json;
 use support::*;
 
 /// Trains to the end and returns the adapter's bytes.
@@ -151,6 +152,98 @@ async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
     assert_eq!(replay_passes(&fed), [(4, 4), (8, 4), (12, 4)]);
 }
 
+/// What the checkpoint leaves out: from which position on, by which version of the marks, which pairs.
+fn left_out(folder: &std::path::Path, checkpoint: &crescendo_proto::v1::Checkpoint) -> serde_json::Value {
+    let state: serde_json::Value =
+        serde_json::from_slice(&object(folder, checkpoint, "state.json")).expect("JSON");
+    state["leftOut"].clone()
+}
+
+/// Two ranks go three times through a log of 8 pairs. What is marked is trained in the first epoch and in no other, and whoever
+/// resumes reads on as it was read.
+#[tokio::test]
+async fn marked_pairs_are_left_out_of_the_next_epoch_and_a_resumed_gang_changes_no_bit() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(8).await;
+    cluster.set_log(8, true);
+    let (a, b) = (Agent::start(folder, &cluster, "node-a", 1), Agent::start(folder, &cluster, "node-b", 1));
+    let agents = [&a, &b];
+    for agent in agents {
+        cluster.connected(&agent.node_id).await;
+    }
+    let spec = spec(6, 2);
+    let begin = |job_id: &str, generation, resume_from, marks| {
+        let begins = Begins { resume_from, init_from: None, marks };
+        start_from(folder, &cluster, &agents, (job_id, generation), &spec, begins);
+    };
+    let over = async |job_id: &str, generation| {
+        for _ in agents {
+            cluster.report(job_id, generation, AttemptPhase::Succeeded).await;
+        }
+    };
+    let marked = |indices: &[u64]| PairMarks { indices: indices.to_vec(), bad: vec![true; indices.len()] };
+    begin("plain", 1, None, vec![]);
+    let plain = finish(&cluster, folder, "plain", 6).await;
+    over("plain", 1).await;
+    let last = cluster.checkpoint("plain", 6).await;
+    assert!(left_out(folder, &last).is_null(), "a run without marks says nothing of them");
+
+    // What one rank has not heard of is not left out: the gang agrees.
+    begin("heard-by-one", 1, None, vec![marked(&[3])]);
+    assert!(finish(&cluster, folder, "heard-by-one", 6).await == plain, "it ends with other weights");
+    over("heard-by-one", 1).await;
+
+    // Four positions a step: the second epoch has 8 to 14, the third begins at 15, within step 4.
+    begin("marked", 1, None, vec![marked(&[3]), marked(&[3, 5])]);
+    let undisturbed = finish(&cluster, folder, "marked", 6).await;
+    over("marked", 1).await;
+    assert!(undisturbed != plain, "it was left out");
+    let first = json!([{ "from": 8, "version": 1, "pairs": 8, "indices": [3] }]);
+    assert_eq!(left_out(folder, &cluster.checkpoint("marked", 6).await), first);
+    let saved = cluster.checkpoint("marked", 4).await;
+    assert_eq!(left_out(folder, &saved), first);
+    // The same marks after a crash, once within the epoch and once where it begins.
+    cluster.state().newest_generation = 2;
+    begin("marked", 2, Some(saved.clone()), vec![marked(&[3]), marked(&[3])]);
+    let resumed = |generation| {
+        let cluster = &cluster;
+        let is_last = move |c: &&crescendo_proto::v1::Checkpoint| {
+            c.job_id == "marked" && c.generation == generation && c.r#final
+        };
+        async move {
+            let last =
+                cluster.until("the end", |state| state.checkpoints.iter().find(is_last).cloned()).await;
+            (object(folder, &last, "dit_lora.safetensors"), left_out(folder, &last))
+        }
+    };
+    assert!(
+        resumed(2).await == (undisturbed.clone(), first.clone()),
+        "the resumed run ends with other weights"
+    );
+    over("marked", 2).await;
+    // More marks by then: they count from the next epoch on, which begins at 22, and what was read stays.
+    cluster.state().newest_generation = 3;
+    begin("marked", 3, Some(saved), vec![marked(&[3, 5]), marked(&[3, 5])]);
+    let (weights, then) = resumed(3).await;
+    assert!(weights != undisturbed);
+    assert_eq!(then[0], first[0]);
+    assert_eq!(then[1], json!({ "from": 22, "version": 2, "pairs": 8, "indices": [3, 5] }));
+    over("marked", 3).await;
+
+    // Nothing of it is trained: its latents are no numbers, and only the first epoch has a step without a loss.
+    cluster.state().newest_generation = 0;
+    cluster.state().poisoned = Some(3);
+    for (job_id, marks, skipped) in [("poisoned", vec![], 3), ("healed", vec![marked(&[3]), marked(&[3])], 1)]
+    {
+        begin(job_id, 1, None, marks);
+        let history = object(folder, &cluster.checkpoint(job_id, 6).await, "history.jsonl");
+        let history = String::from_utf8(history).expect("text");
+        assert_eq!(history.matches("\"skipped\":true").count(), skipped, "{history}");
+        over(job_id, 1).await;
+    }
+}
+
 #[tokio::test]
 async fn training_goes_on_while_nothing_can_be_registered() {
     let folder = home();
@@ -233,6 +326,7 @@ async fn stages_build_on_each_other() {
         object_store_url: format!("file://{}", folder.join("objects").display()),
         reach: None,
         trace_parent: String::new(),
+        pair_marks: None,
     };
     cluster.send("node-a", Down::StartAttempt(second));
     let adapter = cluster

@@ -65,7 +65,7 @@ async fn the_optimizer_is_taken_over_bit_by_bit_and_a_resume_keeps_it() {
     assert_eq!((optimizer_steps(folder, &first), optimizer_steps(folder, &last)), ((1, 4), (3, 6)));
 
     let saved = cluster.checkpoint("next", 2).await;
-    let resumed = Begins { resume_from: Some(saved), init_from: Some(source.clone()) };
+    let resumed = Begins { resume_from: Some(saved), init_from: Some(source.clone()), ..Begins::default() };
     cluster.state().newest_generation = 2;
     start_from(folder, &cluster, &[&agent], ("next", 2), &spec, resumed);
     let again = last_of(&cluster, "next", 2).await;

@@ -5,6 +5,7 @@ import type { ReviewedPair } from "../gen/crescendo/v1/review_pb.ts";
 import { pairName, pictureType, reasonWords } from "../pairs.ts";
 import { useSession } from "../session.ts";
 import { Dialog, Problem, useAsked } from "./basics.tsx";
+import { MarkPair, type Marks } from "./pairs-marks.tsx";
 
 /** A picture of nano has so few pixels that they are to be seen. */
 const FEW_PIXELS = 96;
@@ -29,8 +30,8 @@ interface Step {
 }
 
 /** One pair, as large as a screen takes it. */
-export function PairDialog(props: { job: Job; stage: string; pair: ReviewedPair; close: () => void; step: Step }) {
-  const { job, stage, pair, close, step } = props;
+export function PairDialog(props: { job: Job; stage: string; pair: ReviewedPair; marks: Marks; close: () => void; step: Step }) {
+  const { job, stage, pair, marks, close, step } = props;
   const { api } = useSession();
   const name = pairName(pair);
   const from = pair.place;
@@ -73,6 +74,7 @@ export function PairDialog(props: { job: Job; stage: string; pair: ReviewedPair;
         ))}
       </dl>
       {pair.parts.length > 0 && <Parts pair={pair} />}
+      {pair.index !== undefined && <MarkPair key={`${pair.index}`} index={pair.index} marks={marks} />}
       {pair.provenanceJson && (
         <details>
           <summary>What it was made of</summary>

@@ -6,6 +6,7 @@ import { type Picked, buckets, pairName, range, reasonWords, scoreNames } from "
 import { useSession } from "../session.ts";
 import { Problem, said } from "./basics.tsx";
 import { ScoreHistogram } from "./pairs-histogram.tsx";
+import { type Marks, useMarks } from "./pairs-marks.tsx";
 import { Picture, PairDialog } from "./pairs-pair.tsx";
 import { StagePicker } from "./stage-picker.tsx";
 
@@ -107,6 +108,7 @@ function Found({ job, stage, rejected, reason, score, least, most }: FoundProps)
   const [busy, setBusy] = useState(true);
   const [failed, setFailed] = useState("");
   const [open, setOpen] = useState<number | undefined>();
+  const marks = useMarks(job.jobId, stage.name);
   const [abort, setAbort] = useState<AbortController | undefined>();
   const filter = {
     reasons: rejected && reason ? [reason] : [],
@@ -147,14 +149,16 @@ function Found({ job, stage, rejected, reason, score, least, most }: FoundProps)
     <>
       <p class="line faint" role="status">
         {busy ? "Reading …" : `${count(read.pairs.length)} shown${read.next ? `, of the first ${count(read.next.unit)} of ${count(read.units)} units` : ""}`}
+        {!rejected && marks.byIndex.size > 0 && ` · ${count(marks.byIndex.size)} marked bad: left out of training from the next epoch on`}
         {rejected && " · of each unit up to two of each reason are kept, small"}
       </p>
       {failed && <Problem>{failed}</Problem>}
+      {marks.failed && <Problem>{marks.failed}</Problem>}
       {!busy && !failed && read.pairs.length === 0 && <p class="empty">{read.next ? "None in the units so far." : "None."}</p>}
       <ul class="pairs">
         {read.pairs.map((pair, at) => (
           <li key={`${pair.place?.unit}.${pair.place?.number}`}>
-            <Card pair={pair} open={() => setOpen(at)} />
+            <Card pair={pair} marks={marks} open={() => setOpen(at)} />
           </li>
         ))}
       </ul>
@@ -170,6 +174,7 @@ function Found({ job, stage, rejected, reason, score, least, most }: FoundProps)
           job={job}
           stage={stage.name}
           pair={read.pairs[open]}
+          marks={marks}
           close={() => setOpen(undefined)}
           step={{ back: open > 0 ? () => setOpen(open - 1) : undefined, on: open + 1 < read.pairs.length ? () => setOpen(open + 1) : undefined }}
         />
@@ -178,11 +183,12 @@ function Found({ job, stage, rejected, reason, score, least, most }: FoundProps)
   );
 }
 
-function Card({ pair, open }: { pair: ReviewedPair; open: () => void }) {
+function Card({ pair, marks, open }: { pair: ReviewedPair; marks: Marks; open: () => void }) {
   const name = pairName(pair);
   const scores = Object.entries(pair.scores);
+  const mark = pair.index === undefined ? undefined : marks.byIndex.get(pair.index);
   return (
-    <article class={`pair ${pair.reason ? "down" : ""}`}>
+    <article class={`pair ${pair.reason || mark ? "down" : ""}`}>
       <button type="button" class="pictures" aria-label={`Look at ${name}`} onClick={open}>
         <Picture bytes={pair.target} alt="" />
         <span class="references">
@@ -199,6 +205,7 @@ function Card({ pair, open }: { pair: ReviewedPair; open: () => void }) {
         {scores.map(([score, value]) => ` · ${score} ${figure(value)}`)}
       </p>
       {pair.reason && <p class="line reason">{reasonWords(pair.reason)}</p>}
+      {mark && <p class="line reason">marked bad{mark.reason && `: ${mark.reason}`}</p>}
     </article>
   );
 }

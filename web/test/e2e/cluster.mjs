@@ -28,11 +28,13 @@ export async function eventually(what, check, limitMillis = LIMIT_MILLIS) {
   }
 }
 
-export function spec(name, { steps = 50_000, subjects = join(ROOT, "helm/crescendo/files/test-job/subjects"), stages = 1, rate = "1e-3" } = {}) {
+export function spec(name, { steps = 50_000, subjects = join(ROOT, "helm/crescendo/files/test-job/subjects"), stages = 1, rate = "1e-3", pairs = 24, similarity } = {}) {
+  const encoder = join(ROOT, "assets/nano/dinov2-nano.safetensors");
+  const filter = similarity ? `, filter: {similarity: {min: ${similarity[0]}, max: ${similarity[1]}, encoder: ${encoder}}}` : "";
   const stage = (at) => `
     - name: stage-${at}
       references: ${at}
-      data: {source: compose, subjects: ${JSON.stringify(subjects)}, panel: 16, pairs: 24, unitSize: 8, minPairs: 8}
+      data: {source: compose, subjects: ${JSON.stringify(subjects)}, panel: 16, pairs: ${pairs}, unitSize: 8, minPairs: 8${filter}}
       train: {adapter: {rank: 4}, steps: ${steps}, globalBatch: 2, learningRate: ${rate}}`;
   return `apiVersion: crescendo/v1
 kind: TrainingJob

@@ -10,7 +10,7 @@ import { eventually, guarded, issuer, spec, up } from "./cluster.mjs";
 
 const folder = mkdtempSync(join(tmpdir(), "crescendo-page-"));
 const EVIL = `<img src=x onerror="document.title='taken'"><script>document.title='taken'</script>`;
-let browser, cluster, provider, lone, me, first, second;
+let browser, cluster, provider, lone, me, first, second, paired;
 
 before(async () => {
   provider = await issuer();
@@ -163,6 +163,61 @@ test("a job is cancelled, and deleted only by its name", async () => {
   await page.close();
 });
 
+test("pairs are looked at, narrowed down and marked", async () => {
+  const id = cluster.submit(spec("pairs", { pairs: 64, similarity: [0.6, 0.97] }));
+  await eventually("there are pairs", () => Number(cluster.get(id).stages[0].pairsCommitted) === 64);
+  const page = await me.open(`jobs/${id}?tab=pairs`);
+  const cards = page.locator(".pair");
+  const isDrawn = (image) => image.evaluate((element) => element.complete && element.naturalWidth > 0);
+  await eventually("24 pairs are shown", async () => (await cards.count()) === 24);
+  await eventually("with pictures", () => isDrawn(cards.first().locator("img").first()));
+  await page.getByRole("button", { name: "More" }).click();
+  await eventually("and more of them", async () => (await cards.count()) === 48);
+  const scores = async () => (await page.locator(".pair .faint").allTextContents()).map((text) => Number(/similarity ([0-9.-]+)/.exec(text)[1]));
+  const inOrder = await scores();
+  // By the keyboard, then by dragging over the upper half.
+  const least = page.getByRole("slider", { name: "Least similarity" });
+  await least.focus();
+  for (let step = 0; step < 10; step += 1) await page.keyboard.press("ArrowRight");
+  const limit = Number(await least.getAttribute("aria-valuetext"));
+  await eventually("only those above are left", async () => {
+    const left = await scores();
+    return left.length > 0 && left.every((score) => score >= limit);
+  });
+  assert.ok(inOrder.some((score) => score < limit), "something was left out");
+  await page.getByRole("button", { name: "All", exact: true }).click();
+  const box = await page.locator(".histogram svg").boundingBox();
+  await page.mouse.move(box.x + box.width * 0.6, box.y + box.height / 2);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width - 2, box.y + box.height / 2, { steps: 4 });
+  await page.mouse.up();
+  await eventually("those above are left again", async () => Number(await least.getAttribute("aria-valuetext")) > 0.6 && (await scores()).length > 0);
+  await page.getByRole("button", { name: "All", exact: true }).click();
+  await page.getByText("Table", { exact: true }).click();
+  assert.ok((await page.locator(".histogram tbody tr").count()) > 3);
+  await page.getByLabel("Show").selectOption("rejected");
+  await page.getByLabel("Reason").selectOption("similarity_low");
+  await eventually("those are turned down", async () => (await cards.count()) > 0 && (await page.locator(".pair .reason", { hasText: "similarity low" }).count()) === (await cards.count()));
+  await page.getByLabel("Show").selectOption("accepted");
+  await page.getByRole("button", { name: "Look at pair 1", exact: true }).click();
+  await page.getByRole("dialog").getByLabel("Why it is bad").fill(EVIL);
+  await page.getByRole("button", { name: "Mark bad" }).click();
+  await page.getByRole("dialog").getByText("Marked bad by").waitFor();
+  await page.getByRole("button", { name: "Close" }).click();
+  await cards.nth(1).getByText("marked bad: <img").waitFor();
+  const marks = () => JSON.parse(cluster.cli("pairs", id, "--marks", "-o", "json"));
+  assert.deepEqual(marks().marks.map(({ index, reason }) => [index, reason]), [[1, EVIL]]);
+  await page.getByRole("button", { name: "Look at pair 1", exact: true }).click();
+  await page.getByRole("button", { name: "Take the mark back" }).click();
+  await page.getByLabel("Why it is bad").waitFor();
+  assert.deepEqual(marks(), { version: 2, marks: [] });
+  assert.doesNotMatch(await page.title(), /taken/);
+  assert.deepEqual(await faults(page, "a pair"), []);
+  await page.close();
+  cluster.cli("cancel", id);
+  paired = id;
+});
+
 test("a restart of the controller is lived through", async () => {
   const page = await me.open("jobs");
   await page.getByText("Live", { exact: true }).waitFor();
@@ -191,6 +246,7 @@ for (const colorScheme of ["light", "dark"]) {
       ["jobs", "tbody tr"],
       [`jobs/${first}`, ".plot"],
       ...["log", "checkpoints", "spec", "lineage", "notes"].map((tab) => [`jobs/${first}?tab=${tab}`, ".tabs"]),
+      [`jobs/${paired}?tab=pairs`, ".pair img"],
       ["cluster", "tbody tr"],
       ["queues", "h1"],
       [`compare?jobs=${first},${second}`, ".plot"],
@@ -214,7 +270,7 @@ test("a narrow screen shows all of it, and the keyboard reaches it", async () =>
   const own = await visitor(browser, cluster.url, { viewport: { width: 360, height: 740 } });
   const page = await own.open(`jobs/${first}`);
   await page.locator(".plot").first().waitFor();
-  for (const route of [`jobs/${first}`, "jobs", "cluster", "queues"]) {
+  for (const route of [`jobs/${first}`, `jobs/${paired}?tab=pairs`, "jobs", "cluster", "queues"]) {
     await page.goto(`${cluster.url}/#/${route}`);
     await page.locator("h1").waitFor();
     const [wide, screen] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);

@@ -14,6 +14,7 @@ try {
   const job = (name, options) => cluster.submit(spec(name, options));
   const fast = job("cats", { steps: 160, rate: "1e-3" });
   const slow = job("cats", { steps: 160, rate: "1e-4" });
+  const filtered = job("rings", { steps: 400, pairs: 64, similarity: [0.6, 0.97] });
   job("broken", { subjects: "/data/subjects-v3" });
   const ended = (id) => eventually(`${id} ends`, () => cluster.get(id).state === "succeeded", LIMIT_MILLIS);
   await Promise.all([ended(fast), ended(slow)]);
@@ -34,6 +35,7 @@ try {
   await shoot(page, "jobs", "jobs", "tbody tr:nth-child(5)");
   await shoot(page, "job", `jobs/${long}`, ".plot canvas");
   await shoot(page, "compare", `compare?jobs=${fast},${slow}`, ".plot canvas");
+  await shoot(page, "pairs", `jobs/${filtered}?tab=pairs`, ".pair:nth-child(1) img");
   await shoot(page, "cluster", "cluster", "tbody tr");
   const dark = await visitor(browser, cluster.url, { viewport: { width: 1180, height: 760 }, colorScheme: "dark" });
   await shoot(await dark.open("jobs"), "log", `jobs/${other}?tab=log`, ".entry");

@@ -1,7 +1,7 @@
 //! The difference between what each node does and what it should do.
 
 use crate::decide::passes::{CurationAssignments, Decided, InOrder};
-use crate::decide::{Change, Command, DecideContext, PlanDraft, Send};
+use crate::decide::{Change, Command, DecideContext, PairsFrom, PlanDraft, Send};
 use crate::ids::{AttemptRef, IdMap, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, RankPlacement, Record};
@@ -118,7 +118,9 @@ fn trainer_sends(
     }
     for (stage, attempt) in gangs.get(&record.id).into_iter().flatten() {
         let curators = served_at.get(*stage).map(Vec::as_slice).unwrap_or_default();
-        let addresses = || curators.iter().map(|address| (*address).to_owned()).collect();
+        let marks = nodes.state.read_log_of(stage).map_or(0, |log| log.marks_version());
+        let pairs_from =
+            || PairsFrom { curators: curators.iter().map(|address| (*address).to_owned()).collect(), marks };
         let leaves = decided.leaving.get(*stage).cloned();
         let leaves = leaves.or_else(|| record.drained.then(|| format!("node {} is drained", record.id)));
         let drain = leaves
@@ -129,8 +131,10 @@ fn trainer_sends(
             rescue(nodes, record, view, attempt).into_iter().for_each(&mut send);
             // With no curator in sight the ranks keep the addresses that they have.
             let sent = view.curators_sent.get(&attempt.attempt);
-            if !curators.is_empty() && sent.is_none_or(|sent| sent != curators) {
-                send(Command::UpdateCurators(attempt.attempt.clone(), addresses()));
+            if !curators.is_empty()
+                && sent.is_none_or(|sent| sent.marks != marks || sent.curators != curators)
+            {
+                send(Command::UpdateCurators(attempt.attempt.clone(), pairs_from()));
             }
             continue;
         }
@@ -145,7 +149,7 @@ fn trainer_sends(
             Some(NodeReport::Starting | NodeReport::Running) | None => false,
         };
         if !over {
-            send(Command::StartAttempt(attempt.attempt.clone(), addresses()));
+            send(Command::StartAttempt(attempt.attempt.clone(), pairs_from()));
             // The gang is placed here and cannot be handed over before it has come together.
             drain.into_iter().for_each(&mut send);
         }

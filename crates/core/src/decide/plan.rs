@@ -85,17 +85,27 @@ pub struct Send {
     pub command: Command,
 }
 
+/// Where an attempt's pairs come from, and which of them are marked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PairsFrom {
+    /// The curators' addresses.
+    pub curators: Vec<String>,
+    /// Version of the marks of the log.
+    pub marks: u64,
+}
+
 /// A command to a node; repeating one changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Start the ranks of this attempt, with the curators' addresses.
-    StartAttempt(AttemptRef, Vec<String>),
+    /// Start the ranks of this attempt.
+    StartAttempt(AttemptRef, PairsFrom),
     StopAttempt(AttemptRef, String),
     /// Save a checkpoint and end, on every node of the gang.
     DrainAttempt(AttemptRef, String),
     /// These nodes of the gang are lost: save what was done before, and end.
     RescueAttempt(AttemptRef, BTreeSet<NodeId>),
-    UpdateCurators(AttemptRef, Vec<String>),
+    /// Something of where its pairs come from has changed.
+    UpdateCurators(AttemptRef, PairsFrom),
     AssignCuration(StageRef),
     ReleaseCuration(StageRef, String),
 }

@@ -888,7 +888,7 @@ pub const FIELDS: &[Field] = &[
         "spec.samples",
         Kind::Section,
         Default::Absent,
-        "Pictures that curators draw with checkpoints while a stage is trained, and the loss on pairs of subjects that training never sees. Ranks take no part in it. They are on the page, in the report and in TensorBoard; `crescendo samples` fetches them.",
+        "Pictures that curators draw with checkpoints while a stage is trained, and the loss on pairs of subjects that training never sees. Ranks take no part in it. They are on the page, and `crescendo samples` fetches them: see [samples.md](samples.md).",
     ),
     field(
         "spec.samples.every",

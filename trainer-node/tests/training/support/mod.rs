@@ -498,7 +498,14 @@ pub fn start(
     spec: &JobSpec,
     resume_from: Option<Checkpoint>,
 ) {
-    start_from(folder, cluster, agents, (job_id, generation), spec, Begins { resume_from, init_from: None });
+    start_from(
+        folder,
+        cluster,
+        agents,
+        (job_id, generation),
+        spec,
+        Begins { resume_from, ..Begins::default() },
+    );
 }
 
 /// What an attempt begins with.
@@ -506,6 +513,8 @@ pub fn start(
 pub struct Begins {
     pub resume_from: Option<Checkpoint>,
     pub init_from: Option<Checkpoint>,
+    /// What each agent is told of the log's marks; nothing beyond the last.
+    pub marks: Vec<PairMarks>,
 }
 
 /// The same, from a checkpoint of another job too.
@@ -515,7 +524,7 @@ pub fn start_from(
     agents: &[&Agent],
     (job_id, generation): (&str, u64),
     spec: &JobSpec,
-    Begins { resume_from, init_from }: Begins,
+    Begins { resume_from, init_from, marks }: Begins,
 ) {
     let rank_0 = cluster
         .state()
@@ -543,9 +552,11 @@ pub fn start_from(
         object_store_url: format!("file://{}", folder.join("objects").display()),
         reach: None,
         trace_parent: String::new(),
+        pair_marks: None,
     };
-    for agent in agents {
-        cluster.send(&agent.node_id, Down::StartAttempt(start.clone()));
+    for (number, agent) in agents.iter().enumerate() {
+        let start = StartAttempt { pair_marks: marks.get(number).cloned(), ..start.clone() };
+        cluster.send(&agent.node_id, Down::StartAttempt(start));
     }
 }
 
