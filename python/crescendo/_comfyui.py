@@ -117,7 +117,7 @@ def editor(told: Drawing) -> dict[str, Any]:
 # --- Its nodes -------------------------------------------------------------------------------------------------------
 
 #: Width of a node, distance of columns and of rows, in the editor's pixels.
-_WIDTH, _COLUMN, _ROW = 320, 370, 180
+_WIDTH, _COLUMN, _ROW = 320, 370, 220
 
 #: What each kind of node gives, in the order of its outputs. Only first ones are used.
 _OUTPUTS: Mapping[str, tuple[str, ...]] = {

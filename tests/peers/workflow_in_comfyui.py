@@ -9,7 +9,8 @@ COMFYUI is a checkout of ComfyUI as in read_in_comfyui.py, at a125cd8 (0.3.64). 
 - the positions of one to four references, as ComfyUI's network counts them, to those of the published code;
 - the workflows, for none to four references, to what a running server accepts and to the nodes that it describes;
 - a drawing by the workflow's own nodes on that server (a small network, latents in place of pictures) to the published code's
-  after four steps with two references: their order, positions, times and guidance.
+  after four steps with two references: their order, positions, times and guidance,
+- the files for its editor, in Chromium, to the files for its server.
 
 With `--record FILE` it only writes down how the server describes the nodes: tests/python/comfyui_nodes.json.
 """
@@ -224,6 +225,22 @@ def check_workflows(server):
     assert server.refusal(other), "a sampler that does not exist is accepted"
 
 
+def check_editor(server, folder):
+    """Where there is a browser: the editor opens the file for it, and would send what the other file has."""
+    browser, web = os.environ.get("CHROMIUM") or shutil.which("chromium"), ROOT / "web/node_modules/playwright-core"
+    if browser is None or not web.exists():
+        print("not tried: the editor, for want of Chromium (CHROMIUM=PATH) or of the web page's packages (make web)")
+        return
+    cases = [
+        {"name": name, "editor": comfyui_graphs.editor(told), "prompt": comfyui_graphs.prompt(told)}
+        for name, told in comfyui_graphs.cases().items()
+    ]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    opener = pathlib.Path(__file__).with_name("open_in_comfyui.mjs")
+    command = ["node", opener, server.url, folder / "cases.json"]
+    subprocess.run(command, check=True, env={**os.environ, "CHROMIUM": browser}, timeout=2 * DEADLINE_SECONDS)
+
+
 def check_drawing(server, folder):
     told = json.loads(DENOISE.with_suffix(".json").read_text())["sampling"]
     tensors = load_file(DENOISE.with_suffix(".safetensors"))
@@ -253,3 +270,4 @@ with tempfile.TemporaryDirectory() as temporary:
     with Server(folder) as server:
         check_workflows(server)
         check_drawing(server, folder)
+        check_editor(server, folder)
