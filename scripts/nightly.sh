@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What takes longer than a change should wait for: the tests that compute, with the kernels of a processor that has no more
-# than AVX2; chaos; trackers; the simulated cluster; and bench/gpu.sh on the CPU. The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
+# than AVX2; chaos; trackers; ComfyUI, if COMFYUI names a checkout of it; the simulated cluster; and bench/gpu.sh on the CPU.
+# The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -63,6 +64,8 @@ part "chaos" "$programs/chaos"
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="$programs" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
 part "trackers and the Hub, with their own packages" env CRESCENDO_BIN="$programs" scripts/track_test.sh
+# Where there is a checkout of it.
+[ -z "${COMFYUI:-}" ] || part "LoRAs and workflows in ComfyUI" env CRESCENDO_BIN="$programs" scripts/comfyui_test.sh
 part "upgrade and rollback with an earlier version" make upgrade-test
 part "$SCHEDULES schedules of queues" env PROPTEST_CASES="$SCHEDULES" \
     cargo test --profile simulation -p crescendo-core --test queues jobs_of_all_queues

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from crescendo import _objects
+from crescendo import _comfyui, _objects
 from crescendo.comparison import Ending, load_spec
 from crescendo.records import Checkpoint, Job
 
@@ -120,6 +120,17 @@ def _use(handed: Handed, model: Mapping[str, Any]) -> str:
         f"crescendo generate --preset {model.get('preset')} --weights BASE.safetensors --lora {_objects.LORA_FILE} \\\n"
         "  --reference subject.png --prompt 'the subject on a beach' --out picture.png\n```\n\n"
         "The names in it are those of UNO's published code, which loads it as it is.\n"
+        f"{_comfyui_use(handed)}"
+    )
+
+
+def _comfyui_use(handed: Handed) -> str:
+    opened, asked = _comfyui.names(_objects.LORA_FILE)
+    if opened not in handed.files:
+        return ""
+    return (
+        f"\nComfyUI loads it too, from 0.3.57 on: `{opened}` is a workflow for its editor, with the positions of"
+        f" references that this LoRA was trained with, `{asked}` the same for its server.\n"
     )
 
 

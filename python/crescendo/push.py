@@ -1,7 +1,7 @@
 """Hands what a job has trained to the Hugging Face Hub: the program `crescendo-push`, and functions for others.
 
-A folder is written first: the weights, a model card, the resolved spec, the history of each stage, scores and pictures
-if there are any. `--dry-run` leaves it at that.
+A folder is written first: the weights, a model card, the resolved spec, the history of each stage, workflows for
+ComfyUI, scores and pictures if there are any. `--dry-run` leaves it at that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from crescendo import _cli, _objects
+from crescendo import _cli, _objects, workflow
 from crescendo._card import Handed, card, is_sealed, public_spec
 from crescendo.client import Client
 from crescendo.comparison import Ending, ending
@@ -64,6 +64,11 @@ def write(
         raise NotFoundError(f"{checkpoint.path} has no weights")
     for name in weights:
         client.fetch(checkpoint, folder / name, name=name)
+    if _objects.LORA_FILE in weights:
+        try:
+            workflow.write(workflow.drawing(job, checkpoint.stage, _objects.LORA_FILE), folder)
+        except workflow.NoWorkflowError as error:
+            on_trouble(f"no workflow for ComfyUI is written: {error}")
     endings = _histories(client, job, folder, on_trouble)
     (folder / "resolved_spec.yaml").write_text(public_spec(job.resolved_spec_yaml))
     grid = [report / "grid.png"] if report is not None and (report / "grid.png").is_file() else []

@@ -69,7 +69,7 @@ def test_the_distributions_are_whole(wheel, sdist):
     assert not [name for name in names if not name.startswith(("crescendo/", "crescendo_client-"))]
     [entries] = [name for name in names if name.endswith("/entry_points.txt")]
     programs = zipfile.ZipFile(wheel).read(entries).decode()
-    assert {"crescendo-track = crescendo.track:main", "crescendo-push = crescendo.push:main"} <= set(programs.splitlines())
+    assert {"crescendo-track = crescendo.track:main", "crescendo-push = crescendo.push:main", "crescendo-workflow = crescendo.workflow:main"} <= set(programs.splitlines())
     packed = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "hatch_build.py", "proto/crescendo/v1/job.proto"} <= packed
     assert not [name for name in packed if name.startswith("crescendo/v1")], "generated when it is built"
