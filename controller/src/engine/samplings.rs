@@ -25,8 +25,8 @@ use crate::engine::views::Views;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A curator that says nothing for so long draws no more.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
-/// Wait after a try that has failed, twice as long after each.
-const FIRST_RETRY: Duration = Duration::from_secs(10);
+/// Wait after a try that has failed, three times as long after each: an outage of minutes is lived through.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
 /// Failures that are remembered; a try more is no harm.
 const MAX_RESTS: usize = 1024;
 
@@ -127,9 +127,8 @@ impl Engine {
         let told = format!("{node}: {reason}");
         // Of a job that is gone, or is on its way out, there is nothing to note.
         let Ok(writes) = transitions::fail_samples(&self.state, sampling, &told) else { return };
-        let tries =
-            writes.len() + self.state.sampling(stage, *step).map_or(0, |known| known.tries() as usize);
-        let wait = FIRST_RETRY.saturating_mul(1 << tries.min(5));
+        let before = self.state.sampling(stage, *step).map_or(0, |known| known.tries());
+        let wait = FIRST_RETRY.saturating_mul(3u32.saturating_pow(before));
         if self.samplings.rests.len() >= MAX_RESTS {
             self.samplings.rests.clear();
         }

@@ -6,7 +6,7 @@ use crate::object_keys;
 use crate::records::CheckpointRecord;
 
 /// Tries to draw, after which nobody tries again.
-pub const MAX_TRIES: u32 = 3;
+pub const MAX_TRIES: u32 = 5;
 /// Samplings of one stage that may wait to be drawn, besides the final one: where curators draw more slowly than ranks train, the
 /// oldest is passed over.
 pub const MAX_WANTED: usize = 2;

@@ -237,7 +237,7 @@ fn pictures_are_handed_in_once_by_their_own_name_and_a_few_tries_are_enough() {
         world.apply(writes);
         assert_eq!(world.wanted().len(), if attempt < MAX_TRIES { 2 } else { 1 });
     }
-    let expected = SamplingState::GivenUp { reason: "after 3 tries: no memory".into() };
+    let expected = SamplingState::GivenUp { reason: "after 5 tries: no memory".into() };
     assert_eq!(world.state_of("stage-1", 0), &expected);
     world.draw(&id);
     let again = commit_samples(&world.state, &id, drawn(&id, "b"), NOW).expect("it is there");

@@ -14,6 +14,7 @@ use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::review_service_client::ReviewServiceClient;
+use crescendo_proto::v1::sample_service_client::SampleServiceClient;
 use crescendo_proto::v1::view_service_client::ViewServiceClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -155,6 +156,10 @@ impl Controller {
     /// For what takes as long as it likes.
     pub fn stream_objects(&self) -> ObjectServiceClient<Channel> {
         ObjectServiceClient::new(self.stream_channel())
+    }
+
+    pub fn samples(&self) -> SampleServiceClient<Channel> {
+        SampleServiceClient::new(self.channel())
     }
 
     pub fn review(&self) -> ReviewServiceClient<Channel> {

@@ -307,6 +307,20 @@ mod tests {
         assert_eq!(elsewhere.len(), 1 + ENCODERS.len());
     }
 
+    #[test]
+    fn who_draws_samples_wants_the_base_and_their_references_too() {
+        let mut job =
+            job("preset: nano, weights: 'store:b/w.safetensors'", "source: compose, subjects: x, panel: 64");
+        let samples = "every: 1000, heldOut: 0, pictures: 1, seed: 1, validationPairs: 0, weights: trained, \
+                       draw: {steps: 1, guidance: 1.0, trueCfg: 1.0, batch: 1}, \
+                       prompts: [{prompt: a cup, references: ['store:seen/cup.png', local.png]}]";
+        let samples = serde_yaml::from_str(&format!("{{{samples}}}")).expect("they are right");
+        job.samples = Some(samples);
+        let keys = |purpose| wanted(&job, 0, purpose).into_keys().collect::<Vec<_>>();
+        assert_eq!(keys(Purpose::Sampling), ["b/w.safetensors", "seen/cup.png"]);
+        assert_eq!(keys(Purpose::Curating), [""; 0]);
+    }
+
     #[tokio::test]
     async fn objects_and_folders_are_copied_once() {
         let objects = InMemory::new();

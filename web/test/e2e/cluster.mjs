@@ -28,13 +28,13 @@ export async function eventually(what, check, limitMillis = LIMIT_MILLIS) {
   }
 }
 
-export function spec(name, { steps = 50_000, subjects = join(ROOT, "helm/crescendo/files/test-job/subjects"), stages = 1, rate = "1e-3", pairs = 24, similarity } = {}) {
+export function spec(name, { steps = 50_000, subjects = join(ROOT, "helm/crescendo/files/test-job/subjects"), stages = 1, rate = "1e-3", pairs = 24, similarity, samples } = {}) {
   const encoder = join(ROOT, "assets/nano/dinov2-nano.safetensors");
   const filter = similarity ? `, filter: {similarity: {min: ${similarity[0]}, max: ${similarity[1]}, encoder: ${encoder}}}` : "";
   const stage = (at) => `
     - name: stage-${at}
       references: ${at}
-      data: {source: compose, subjects: ${JSON.stringify(subjects)}, panel: 16, pairs: ${pairs}, unitSize: 8, minPairs: 8${filter}}
+      data: {source: compose, subjects: ${JSON.stringify(subjects)}, panel: 16, pairs: ${pairs}, unitSize: 8, minPairs: 8${samples ? ", holdOutOneIn: 4" : ""}${filter}}
       train: {adapter: {rank: 4}, steps: ${steps}, globalBatch: 2, learningRate: ${rate}}`;
   return `apiVersion: crescendo/v1
 kind: TrainingJob
@@ -43,7 +43,7 @@ spec:
   model: {preset: nano, weights: ${join(ROOT, "assets/nano/base.safetensors")}}
   resources: {gpus: 1}
   checkpoints: {every: 40, keepLast: 2}
-  stages:${Array.from({ length: stages }, (_, at) => stage(at + 1)).join("")}
+${samples ? `  samples: {${samples}}\n` : ""}  stages:${Array.from({ length: stages }, (_, at) => stage(at + 1)).join("")}
 `;
 }
 

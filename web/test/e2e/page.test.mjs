@@ -10,7 +10,7 @@ import { eventually, guarded, issuer, spec, up } from "./cluster.mjs";
 
 const folder = mkdtempSync(join(tmpdir(), "crescendo-page-"));
 const EVIL = `<img src=x onerror="document.title='taken'"><script>document.title='taken'</script>`;
-let browser, cluster, provider, lone, me, first, second, paired;
+let browser, cluster, provider, lone, me, first, second, paired, drawn;
 
 before(async () => {
   provider = await issuer();
@@ -121,6 +121,24 @@ test("logs follow, checkpoints are downloaded whole, the spec and the lineage ar
   await page.getByText("apiVersion: crescendo/v1").waitFor();
   await page.goto(`${cluster.url}/#/jobs/${first}?tab=lineage`);
   await page.getByText("SHA-256").first().waitFor();
+  await page.close();
+});
+
+test("what is drawn with checkpoints is seen by step, with the loss on held-out pairs", async () => {
+  drawn = cluster.submit(spec("drawn", { steps: 80, samples: "heldOut: 1, pictures: 2, validationPairs: 2, draw: {steps: 2}" }));
+  const page = await me.open(`jobs/${drawn}?tab=samples`);
+  const pictures = page.locator(".samples td img");
+  await page.getByRole("columnheader", { name: "step 80" }).waitFor();
+  await eventually("what it begins and ends with is drawn", async () => (await pictures.count()) === 4);
+  await eventually("they are seen", () => pictures.evaluateAll((all) => all.every((one) => one.naturalWidth > 0)));
+  await page.getByLabel("Step", { exact: true }).press("Home");
+  await eventually("the slider is at the base", async () => (await page.getByRole("columnheader", { name: "step 80" }).count()) === 0);
+  await page.getByRole("columnheader", { name: "before training" }).waitFor();
+  await page.getByLabel("All steps").check();
+  await page.getByRole("columnheader", { name: "step 80" }).waitFor();
+  const loss = page.getByRole("figure").filter({ hasText: "Validation loss" });
+  await loss.getByText("Table").click();
+  await eventually("the loss is told by step", async () => (await loss.locator("tbody tr").count()) >= 2);
   await page.close();
 });
 
@@ -247,6 +265,7 @@ for (const colorScheme of ["light", "dark"]) {
       [`jobs/${first}`, ".plot"],
       ...["log", "checkpoints", "spec", "lineage", "notes"].map((tab) => [`jobs/${first}?tab=${tab}`, ".tabs"]),
       [`jobs/${paired}?tab=pairs`, ".pair img"],
+      [`jobs/${drawn}?tab=samples`, ".samples td img"],
       ["cluster", "tbody tr"],
       ["queues", "h1"],
       [`compare?jobs=${first},${second}`, ".plot"],
