@@ -129,7 +129,7 @@ pub struct Engine {
     observed: Observed,
     began: Instant,
     clock: SteadyClock,
-    waits: Arc<IdMap<JobId, PendingReason>>,
+    waits: Arc<Waits>,
     waiting: WaitClock,
     suspension: Suspension,
     records: Records,

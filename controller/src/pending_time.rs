@@ -21,7 +21,7 @@ pub struct Waiting {
 
 impl WaitClock {
     /// Takes over what was decided at `now`. A job that goes on, or waits for something else, begins anew.
-    pub fn update(&mut self, waits: &IdMap<JobId, PendingReason>, now: Timestamp) {
+    pub fn update(&mut self, waits: &Waits, now: Timestamp) {
         self.since.retain(|job, (reason, _)| waits.get(job).is_some_and(|wait| wait.label() == *reason));
         for (job, wait) in waits {
             self.since.entry(job.clone()).or_insert_with(|| (wait.label(), now));

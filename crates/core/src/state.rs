@@ -1,7 +1,9 @@
 //! The durable state, assembled from its records, and what follows from it.
 
+mod changed;
 mod facts;
 
+pub use changed::ChangedJobs;
 pub use facts::JobFacts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +54,7 @@ pub struct ClusterState {
     unreadable: UnreadableRecords,
     /// Units of a segment.
     segment_units: u64,
+    changed: ChangedJobs,
 }
 
 impl Default for ClusterState {
@@ -158,6 +161,7 @@ impl ClusterState {
             cluster: None,
             unreadable: UnreadableRecords::default(),
             segment_units,
+            changed: ChangedJobs::everything(),
         }
     }
 
@@ -171,7 +175,12 @@ impl ClusterState {
 
     /// The same state, beside records that cannot be read.
     pub fn with_unreadable(self, unreadable: UnreadableRecords) -> Self {
-        Self { unreadable, ..self }
+        Self { unreadable, changed: ChangedJobs::everything(), ..self }
+    }
+
+    /// What has changed since this was last asked. Who asks is told of it alone.
+    pub fn take_changed(&mut self) -> ChangedJobs {
+        self.changed.take()
     }
 
     pub fn unreadable(&self) -> &UnreadableRecords {
@@ -230,6 +239,7 @@ impl ClusterState {
                 self.change_stage(&id, put).ok_or_else(orphan)?;
             }
             Record::Node(record) => {
+                self.changed.note_everything();
                 self.nodes.insert(record.id.clone(), record);
             }
             Record::Cluster(record) => self.cluster = Some(record),
@@ -269,6 +279,7 @@ impl ClusterState {
     }
 
     fn put_job(&mut self, record: JobRecord) {
+        self.changed.note(&record.id);
         // Known from the job too: the request's own record is written with it, but a snapshot may be torn by hand.
         self.requests.insert((record.spec.tenant.clone(), record.request.clone()), record.id.clone());
         self.leave_order(&record.id);
@@ -297,6 +308,7 @@ impl ClusterState {
     fn delete(&mut self, key: &RecordKey) {
         match key {
             RecordKey::Job(id) => {
+                self.changed.note(id);
                 self.leave_order(id);
                 self.jobs.remove(id);
                 self.notices.remove(id);
@@ -325,6 +337,7 @@ impl ClusterState {
                 self.change_stage(stage, |stage| stage.checkpoints.remove(&(*step, *generation)));
             }
             RecordKey::Node(id) => {
+                self.changed.note_everything();
                 self.nodes.remove(id);
             }
             // A cluster stays what it is.
@@ -354,6 +367,7 @@ impl ClusterState {
     fn change_stage<T>(&mut self, id: &StageRef, change: impl FnOnce(&mut Stage) -> T) -> Option<T> {
         // Asked for first: what is not there is not made one's own.
         let at = self.jobs.get(&id.job)?.stages.iter().position(|stage| stage.id.stage == id.stage)?;
+        self.changed.note(&id.job);
         let job = self.jobs.get_mut(&id.job)?;
         let changed = job.stages.get_mut(at).map(change);
         job.facts = JobFacts::of(job);
@@ -362,6 +376,11 @@ impl ClusterState {
 
     pub fn job(&self, id: &JobId) -> Option<&Job> {
         self.jobs.get(id)
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn job_shared(&self, id: &JobId) -> Option<&Arc<Job>> {
+        self.jobs.get_shared(id)
     }
 
     /// Every job, by id.
@@ -472,6 +491,11 @@ impl ClusterState {
         self.open.iter().filter_map(|(_, _, id)| self.job(id))
     }
 
+    /// The same, to be kept.
+    pub(crate) fn open_shared(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.open.iter().filter_map(|(_, _, id)| self.job_shared(id))
+    }
+
     pub fn open_count(&self) -> usize {
         self.open.len()
     }
@@ -517,6 +541,7 @@ impl ClusterState {
     }
 
     fn each_log(&mut self, change: impl Fn(&mut PairLog)) {
+        self.changed.note_everything();
         let jobs: Vec<JobId> = self.jobs.ids().cloned().collect();
         for id in jobs {
             let Some(job) = self.jobs.get_mut(&id) else { continue };

@@ -19,13 +19,12 @@ use crate::state::Job;
 const WORTH: u32 = 2;
 
 impl<'a> JobPass<'a, '_> {
-    /// Has gangs leave that can come back with more ranks. Nobody else may wait for those slots.
-    pub(super) fn grow(&mut self) {
+    /// Has gangs of these jobs leave that can come back with more ranks. Nobody else may wait for those slots.
+    pub(super) fn grow(&mut self, jobs: impl Iterator<Item = &'a Job>) {
         if self.first_waiting.is_some() {
             return;
         }
-        let order = std::mem::take(&mut self.decided.order);
-        for job in &order {
+        for job in jobs {
             let Some((ready, attempt)) = self.may_grow(job) else { continue };
             if self.first_of_limits(&ready).next().is_some() {
                 continue;
@@ -38,7 +37,6 @@ impl<'a> JobPass<'a, '_> {
             self.has_to_leave(job, &attempt, format!("the job {wait}"));
             self.plan.wait(&job.record.id, wait);
         }
-        self.decided.order = order;
     }
 
     /// What the job would ask for with more ranks, if it runs with fewer than it may have, does not leave already, and has enough to

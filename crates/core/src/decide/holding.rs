@@ -48,7 +48,7 @@ impl<'a> JobPass<'a, '_> {
             Leaving::Left { last } => {
                 if self.is_gone(job) {
                     self.move_job(job, vec![JobEvent::Yield]);
-                    self.idle.push(Idle { job, index, last });
+                    self.idle = Some(Idle { job, index, last });
                 }
                 0
             }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use crescendo_core::RequestError;
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
-use crescendo_core::decide::{Change, Command, Limits, PendingReason, Plan, decide, reachable_curators};
+use crescendo_core::decide::{
+    Change, Command, Decider, Limits, PendingReason, Plan, Waits, decide, reachable_curators,
+};
 use crescendo_core::ids::{
-    AttemptRef, Generation, IdMap, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
+    AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
 };
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::{JobState, Pause};
@@ -145,7 +147,8 @@ pub struct World {
     /// All that was changed, oldest first.
     pub changes: Vec<Change>,
     /// Why each waiting job waits, by the last decision.
-    pub waits: IdMap<JobId, PendingReason>,
+    pub waits: Waits,
+    decider: Decider,
 }
 
 fn spec_of(gpus: u8, min_gpus: u8, stages: u8, priority: u8) -> JobSpec {
@@ -205,7 +208,8 @@ impl World {
             generations: BTreeMap::new(),
             submitted: BTreeMap::new(),
             changes: Vec::new(),
-            waits: IdMap::default(),
+            waits: Waits::default(),
+            decider: Decider::default(),
         }
     }
 
@@ -695,9 +699,18 @@ impl World {
         }
     }
 
+    /// Decides by what was kept of the decision before: as if all were looked at anew.
+    fn decide(&mut self) -> Plan {
+        let changed = self.state.take_changed();
+        let plan = self.decider.decide(&self.state, &changed, &self.seen, &self.limits, self.now);
+        let anew = decide(&self.state, &self.seen, &self.limits, self.now);
+        assert_eq!(plan, anew, "what was kept decides something else");
+        plan
+    }
+
     /// Decides and carries out; deciding again has nothing to add.
     fn settle(&mut self) {
-        let plan = decide(&self.state, &self.seen, &self.limits, self.now);
+        let plan = self.decide();
         self.check_drains(&plan);
         self.apply(plan.writes);
         self.waits = plan.waits;
@@ -710,7 +723,7 @@ impl World {
                 node.inbox.push(send.command);
             }
         }
-        let again = decide(&self.state, &self.seen, &self.limits, self.now);
+        let again = self.decide();
         assert!(again.writes.is_empty(), "deciding again writes {:?}", again.writes);
         assert!(again.sends.is_empty(), "deciding again sends {:?}", again.sends);
     }
@@ -776,7 +789,7 @@ impl World {
             assert!(least > room - held(job(victim), true), "{victim} leaves for {by} for nothing");
         }
         // Whoever goes ahead of a job keeps it from nothing.
-        for (id, wait) in &self.waits {
+        for (id, wait) in self.waits.iter() {
             let PendingReason::Slots { wanted, .. } = wait else { continue };
             let ahead = |job: &&Job| {
                 job.stages

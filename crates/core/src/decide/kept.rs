@@ -1,0 +1,554 @@
+//! What a decision leaves for the next one, so that of the many jobs and nodes only those are looked at of which something else may
+//! be decided.
+//!
+//! ```text
+//!   what has changed ─▶ follow ─▶ jobs: end, prepare, place, grow ─▶ curators ─▶ sends
+//!                         │           only those that are due           only nodes that are stirred
+//!                         └ more than single jobs and nodes: all anew
+//! ```
+//!
+//! What is kept follows from what there was before a decision, never from what it has decided: whether its writes are made is
+//! another's matter. A job is looked at again once
+//!
+//! * a record of it, or what its gang's nodes say of it, has changed;
+//! * the time has come until which the last answer held ([`DecideContext::has_come`]);
+//! * something was decided of it last time: then it is looked at until nothing is.
+//!
+//! Jobs that rest on others, or on how long they have run, are looked at each time. Those that only lack slots are gone through
+//! in their order: who is like another in all that matters for that is told the same, as long as nothing was given away in between
+//! ([`Classes`]). Where the answer hangs on more than that, nothing is kept ([`can_be_kept`]).
+
+mod classes;
+mod following;
+mod serving;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::decide::jobs::{JobPass, decide_lacking, free_slots};
+use crate::decide::kept::classes::{ClassId, Classes};
+use crate::decide::kept::serving::Serving;
+use crate::decide::passes::{Active, Decided, Idle};
+use crate::decide::placing::{Prepared, Ready, Turn, slots_of};
+use crate::decide::{DecideContext, Limits, NEVER, PendingReason, Plan, PlanDraft, Waits};
+use crate::decide::{nodes, stage_precision, takes_work};
+use crate::ids::{IdMap, IdSet, JobId, NodeId, StageRef, Timestamp};
+use crate::job::JobState;
+use crate::observed::{GangView, NodeView, Observed};
+use crate::placement::Slots;
+use crate::records::{AttemptRecord, NodeKind, NodeRecord, RankPlacement};
+use crate::state::{ChangedJobs, ClusterState, Job, Stage};
+
+/// Decides time and again for one cluster.
+#[derive(Default)]
+pub struct Decider {
+    kept: Option<Kept>,
+}
+
+impl Decider {
+    /// What to do next: the same as [`decide`](crate::decide::decide), which has never looked before. `changed`: what has become of
+    /// the state since the last time.
+    pub fn decide(
+        &mut self,
+        state: &ClusterState,
+        changed: &ChangedJobs,
+        seen: &Observed,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Plan {
+        let nodes = DecideContext::new(state, seen, limits, now);
+        let full_tenants = limits.quotas.full_tenants(state);
+        let can_be_kept = can_be_kept(&nodes);
+        let before = self.kept.take().filter(|_| can_be_kept && !changed.is_everything());
+        let before = before.filter(|before| before.full_tenants == full_tenants);
+        let followed = before.and_then(|before| before.followed(&nodes, changed));
+        let mut kept = followed.unwrap_or_else(|| Kept::anew(&nodes, full_tenants));
+        let plan = kept.decide(&nodes);
+        self.kept = can_be_kept.then_some(kept);
+        plan
+    }
+}
+
+/// Whether the next decision can tell what it has to look at.
+fn can_be_kept(nodes: &DecideContext<'_>) -> bool {
+    let quotas = &nodes.limits.quotas;
+    // The order follows what everybody has used; what queues are sure of is given back across them; and what curators have said of
+    // sources, or cannot be read, concerns jobs beside those that it is of.
+    quotas.fair_share.is_none()
+        && !quotas.queues.guarantee()
+        && nodes.seen.cooldowns.is_empty()
+        && nodes.state.unreadable().is_empty()
+        && nodes.open_to_work(NodeKind::Curator).next().is_some()
+}
+
+struct Kept {
+    limits: Limits,
+    /// See [`Observed::since`].
+    since: Timestamp,
+    forgotten_times: u64,
+    full_tenants: BTreeMap<String, (u64, u64)>,
+    /// Open ones, in the order in which they are served.
+    jobs: Vec<KeptJob>,
+    orders: IdMap<JobId, (i64, Timestamp)>,
+    /// By id, as [`DecideContext::known`] has them.
+    trainers: Vec<KeptNode>,
+    curators: Vec<KeptNode>,
+    trainer_at: IdMap<NodeId, usize>,
+    /// A GPU of some node has failed.
+    some_are_faulty: bool,
+    gangs: IdMap<StageRef, Arc<GangView>>,
+    active: Active,
+    slots: Slots,
+    classes: Classes,
+    serving: Serving,
+    waits: Waits,
+}
+
+struct KeptJob {
+    job: Arc<Job>,
+    /// What was last told of why it waits; as in [`Kept::waits`].
+    told: Option<Arc<PendingReason>>,
+    /// What is told of it holds until then.
+    until: Timestamp,
+    place: Place,
+    /// Something has changed of it.
+    due: bool,
+    /// Something was decided of it when it was last looked at.
+    stirs: bool,
+    /// It was looked at in this decision.
+    looked_at: bool,
+    /// It lacks pairs that can be made.
+    makes: bool,
+    /// It runs with fewer ranks than it may have.
+    is_small: bool,
+}
+
+/// Where a job is in its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It runs, or waits for what concerns it alone.
+    Elsewhere,
+    /// Stage `index` needs so many pairs to start. `made`: a curator makes them.
+    Lacks { index: usize, needed: u64, made: bool },
+    /// It lacks nothing but slots. Those of a class are told the same.
+    Ready(Option<ClassId>),
+}
+
+struct KeptNode {
+    view: Option<NodeView>,
+    is_reachable: bool,
+    takes_work: bool,
+    /// Stages with an active attempt that has ranks there.
+    gangs: Vec<StageRef>,
+    /// Nothing is to be sent to it until then.
+    until: Timestamp,
+    /// Something may be to be sent to it.
+    stirred: bool,
+}
+
+impl KeptJob {
+    fn new(job: &Arc<Job>) -> Self {
+        let mut kept = Self {
+            job: job.clone(),
+            told: None,
+            until: NEVER,
+            place: Place::Elsewhere,
+            due: true,
+            stirs: false,
+            looked_at: false,
+            makes: false,
+            is_small: false,
+        };
+        kept.take(job);
+        kept
+    }
+
+    /// The job is another now.
+    fn take(&mut self, job: &Arc<Job>) {
+        let gpus = job.record.spec.resources.gpus;
+        let mut active = active_of(job);
+        self.job = job.clone();
+        self.due = true;
+        self.makes = job.facts().makes.is_some();
+        self.is_small = matches!(job.record.state, JobState::Running { .. })
+            && active.any(|attempt| slots_of(&attempt.ranks) < gpus);
+    }
+
+    fn order(&self) -> (i64, Timestamp, &JobId) {
+        self.job.order()
+    }
+
+    /// Whether it is to be looked at for more than that time has passed.
+    fn is_shaken(&self) -> bool {
+        self.due || self.stirs
+    }
+
+    fn tell(&mut self, wait: Option<Arc<PendingReason>>, waits: &mut Waits) {
+        let is_same = match (&self.told, &wait) {
+            (Some(told), Some(wait)) => Arc::ptr_eq(told, wait) || told == wait,
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if is_same {
+            return;
+        }
+        let id = &self.job.record.id;
+        match &wait {
+            Some(wait) => waits.share(id.clone(), wait.clone()),
+            None => waits.remove(id),
+        }
+        self.told = wait;
+    }
+}
+
+impl KeptNode {
+    fn new(nodes: &DecideContext<'_>, (record, view): &(&NodeRecord, Option<&NodeView>)) -> Self {
+        let is_reachable = view.is_some_and(|view| nodes.is_reachable(view));
+        Self {
+            view: view.cloned(),
+            is_reachable,
+            takes_work: is_reachable && view.is_some_and(|view| takes_work(record, view)),
+            gangs: Vec::new(),
+            until: NEVER,
+            stirred: true,
+        }
+    }
+
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.stirred || now >= self.until
+    }
+}
+
+/// The job's active attempts that count; where there is more than one, all but one are about to end.
+fn active_of(job: &Job) -> impl Iterator<Item = &Arc<AttemptRecord>> {
+    let stages = job.stages.iter().filter(|_| job.facts().is_placed && !job.record.state.is_terminal());
+    stages.filter_map(Stage::active_shared)
+}
+
+/// What it comes to does not follow from its own records and gang alone, or changes with every moment.
+fn is_watched(job: &Job) -> bool {
+    !job.facts().is_plain || matches!(job.record.state, JobState::Preempting { .. })
+}
+
+impl Kept {
+    /// Nothing was kept: all is to be looked at.
+    fn anew(nodes: &DecideContext<'_>, full_tenants: BTreeMap<String, (u64, u64)>) -> Self {
+        let mut jobs: Vec<KeptJob> = nodes.state.open_shared().map(KeptJob::new).collect();
+        nodes.put_in_order(&mut jobs, |kept| &kept.job);
+        let active: Active = jobs.iter().flat_map(|kept| active_of(&kept.job)).cloned().collect();
+        let of_kind = |kind| nodes.known(kind).iter().map(|seen| KeptNode::new(nodes, seen)).collect();
+        let trainers = nodes.known(NodeKind::Trainer).iter().map(|(record, _)| record.id.clone());
+        let mut kept = Self {
+            limits: nodes.limits.clone(),
+            since: nodes.seen.since,
+            forgotten_times: nodes.seen.forgotten_times(),
+            full_tenants,
+            orders: jobs.iter().map(|kept| order_of(&kept.job)).collect(),
+            jobs,
+            trainers: of_kind(NodeKind::Trainer),
+            curators: of_kind(NodeKind::Curator),
+            trainer_at: trainers.zip(0..).collect(),
+            some_are_faulty: nodes.seen.nodes.values().any(|view| view.health.device_fault.is_some()),
+            gangs: nodes.seen.gangs.clone().into_iter().collect(),
+            slots: free_slots(nodes, &active),
+            active: Active::default(),
+            classes: Classes::default(),
+            serving: Serving::new(nodes),
+            waits: Waits::default(),
+        };
+        active.in_any_order().for_each(|attempt| kept.put_active(attempt));
+        kept
+    }
+
+    fn decide(&mut self, nodes: &DecideContext<'_>) -> Plan {
+        let mut plan = PlanDraft::default();
+        let decided = self.decide_jobs(nodes, &mut plan);
+        let newly_made = self.serving.make(nodes, &self.jobs, &decided);
+        self.tell_lacking(nodes, &mut plan);
+        // Whatever was decided is decided of a job: it is looked at until nothing is.
+        let leaving = decided.leaving.keys().map(|stage| &stage.job);
+        let of_plan: IdSet<JobId> = plan.jobs_written().chain(leaving).cloned().collect();
+        for id in &of_plan {
+            if let Some(kept) = self.place_of(id).and_then(|at| self.jobs.get_mut(at)) {
+                kept.stirs = true;
+                kept.looked_at = true;
+            }
+        }
+        let looked_at: Vec<usize> = (0..self.jobs.len()).filter(|at| self.jobs[*at].looked_at).collect();
+        let stages = self.sync_served(nodes, &decided, &looked_at, newly_made);
+        stage_precision::decide_stages(nodes, &stages, &decided.active, &mut plan);
+        if self.some_are_faulty || !nodes.seen.failures.is_empty() {
+            nodes::decide_cordons(nodes, &mut plan);
+        }
+        self.stir_nodes(nodes, &decided, &looked_at);
+        self.send(nodes, &decided, &looked_at, &mut plan);
+        self.tell(&looked_at, &mut plan);
+        plan.finish(self.waits.clone())
+    }
+
+    /// Ends what cannot go on, and places what waits, of the jobs that are due.
+    fn decide_jobs(&mut self, nodes: &DecideContext<'_>, plan: &mut PlanDraft) -> Decided {
+        let Self { jobs, classes, waits, .. } = self;
+        let start = (self.active.clone(), self.slots.clone());
+        let mut pass = JobPass::new(nodes, plan, start, self.full_tenants.clone());
+        nodes.holds_until();
+        let mut idle: Vec<(usize, Idle<'_>)> = Vec::new();
+        for (at, kept) in jobs.iter_mut().enumerate() {
+            kept.looked_at = kept.is_shaken() || nodes.now >= kept.until;
+            let job = nodes.state.job(&kept.job.record.id).filter(|_| kept.looked_at);
+            let Some(job) = job else { continue };
+            let before = pass.extent();
+            idle.extend(pass.decide_job(job).map(|idle| (at, idle)));
+            // Who was just told something is looked at once more, and whoever is near it.
+            kept.due = kept.is_shaken();
+            kept.stirs = pass.extent() != before;
+            kept.place = Place::Elsewhere;
+            kept.until = if is_watched(job) { Timestamp(0) } else { nodes.holds_until() };
+        }
+        pass.begin_placing();
+        let mut ready: Vec<(usize, Ready<'_>)> = Vec::new();
+        for (at, idle) in idle {
+            let Some(kept) = jobs.get_mut(at) else { continue };
+            let (before, index) = (pass.extent(), idle.index);
+            nodes.holds_until();
+            match pass.prepare(idle) {
+                Prepared::Ready(one) => {
+                    let class = (!kept.stirs && !is_watched(one.job)).then(|| classes.of(nodes, &one));
+                    kept.place = Place::Ready(class.flatten());
+                    ready.push((at, one));
+                }
+                Prepared::Lacks(needed) => kept.place = Place::Lacks { index, needed, made: false },
+                Prepared::Waits => {}
+            }
+            kept.until = kept.until.min(nodes.holds_until());
+            kept.stirs |= pass.extent() != before;
+        }
+        if nodes.limits.quotas.queues.guarantee() {
+            pass.place_on_sure(&mut ready);
+        }
+        place_ready(nodes, &mut pass, jobs, classes, waits, ready);
+        let small = jobs.iter().filter(|kept| kept.is_small);
+        pass.grow(small.filter_map(|kept| nodes.state.job(&kept.job.record.id)));
+        pass.decided
+    }
+
+    /// Tells those whose pairs are with the curators whether any makes them.
+    fn tell_lacking(&mut self, nodes: &DecideContext<'_>, plan: &mut PlanDraft) {
+        for kept in &mut self.jobs {
+            let Place::Lacks { index, needed, made: before } = kept.place else { continue };
+            let made = kept.job.stages.get(index).is_some_and(|stage| self.serving.is_made(&stage.id));
+            if !kept.looked_at && made == before {
+                continue;
+            }
+            kept.place = Place::Lacks { index, needed, made };
+            let extent = plan.extent();
+            decide_lacking(nodes, &self.serving.made, (&kept.job, index, needed), plan);
+            kept.looked_at = true;
+            kept.stirs |= plan.extent() != extent;
+        }
+    }
+
+    /// Follows what is trained now, and gives the stages of which something may be to be settled.
+    fn sync_served(
+        &mut self,
+        nodes: &DecideContext<'_>,
+        decided: &Decided,
+        looked_at: &[usize],
+        newly_made: Vec<StageRef>,
+    ) -> BTreeSet<StageRef> {
+        let mut stages: BTreeSet<StageRef> = newly_made.into_iter().collect();
+        let jobs = looked_at.iter().filter_map(|at| self.jobs.get(*at));
+        for stage in jobs.flat_map(|kept| &kept.job.stages).map(|stage| &stage.id) {
+            let is_trained = decided.active.contains(stage);
+            if is_trained || self.serving.is_made(stage) {
+                stages.insert(stage.clone());
+            }
+            if self.serving.serve(nodes, stage, is_trained)
+                && let Some(attempt) = decided.active.get(stage)
+            {
+                stir(&mut self.trainers, &self.trainer_at, attempt);
+            }
+        }
+        stages
+    }
+
+    /// Marks the nodes that jobs have, had or are about to have to do with.
+    fn stir_nodes(&mut self, nodes: &DecideContext<'_>, decided: &Decided, looked_at: &[usize]) {
+        let mut shaken: IdSet<&JobId> = IdSet::default();
+        for kept in looked_at.iter().filter_map(|at| self.jobs.get(*at)).filter(|kept| kept.is_shaken()) {
+            let begun = kept.job.stages.iter().filter(|stage| stage.attempt.is_some());
+            shaken.extend(begun.map(|stage| &stage.id.job));
+            for stage in kept.job.stages.iter().map(|stage| &stage.id) {
+                let attempts = self.active.get(stage).into_iter().chain(decided.active.get(stage));
+                attempts.for_each(|attempt| stir(&mut self.trainers, &self.trainer_at, attempt));
+            }
+        }
+        stir_running(nodes, &mut self.trainers, &shaken);
+    }
+
+    /// The difference between what nodes do and what they should do.
+    fn send(
+        &mut self,
+        nodes: &DecideContext<'_>,
+        decided: &Decided,
+        looked_at: &[usize],
+        plan: &mut PlanDraft,
+    ) {
+        let jobs = looked_at.iter().filter_map(|at| self.jobs.get(*at));
+        let mut placed: IdMap<&NodeId, Vec<&StageRef>> = IdMap::default();
+        for stage in jobs.flat_map(|kept| &kept.job.stages).map(|stage| &stage.id) {
+            let attempt = decided.active.get(stage);
+            let is_new = |attempt: &&Arc<AttemptRecord>| {
+                self.active.get(stage).is_none_or(|known| known.attempt != attempt.attempt)
+            };
+            for rank in attempt.filter(is_new).into_iter().flat_map(|attempt| firsts(attempt)) {
+                placed.entry(&rank.node).or_default().push(stage);
+            }
+        }
+        for ((record, view), kept) in nodes.known(NodeKind::Trainer).iter().zip(&mut self.trainers) {
+            if !kept.is_due(nodes.now) {
+                continue;
+            }
+            (kept.stirred, kept.until) = (false, NEVER);
+            let Some(view) = view.filter(|view| view.connected) else { continue };
+            let placed = placed.get(&record.id).into_iter().flatten().copied();
+            let stages: BTreeSet<&StageRef> = kept.gangs.iter().chain(placed).collect();
+            let gangs = stages.iter().filter_map(|stage| decided.active.get(stage));
+            let gangs: Vec<_> = gangs.filter(|attempt| attempt.runs_on(&record.id)).cloned().collect();
+            let sent = plan.sends.len();
+            nodes.holds_until();
+            let served_at = |stage: &StageRef| self.serving.addresses(nodes, stage);
+            nodes::trainer_sends(nodes, (record, view), decided, &gangs, served_at, plan);
+            kept.until = nodes.holds_until();
+            kept.stirred = plan.sends.len() > sent;
+        }
+        self.serving.send(nodes, plan);
+    }
+
+    /// Takes over why those wait that were looked at.
+    fn tell(&mut self, looked_at: &[usize], plan: &mut PlanDraft) {
+        for at in looked_at {
+            let Some(kept) = self.jobs.get_mut(*at) else { continue };
+            kept.due = false;
+            let wait = plan.waits.remove(&kept.job.record.id);
+            // Those that lack slots were told in their turn.
+            if wait.is_some() || !matches!(kept.place, Place::Ready(_)) {
+                kept.tell(wait.map(Arc::new), &mut self.waits);
+            }
+        }
+    }
+
+    fn place_of(&self, id: &JobId) -> Option<usize> {
+        let (priority, submitted) = self.orders.get(id).copied()?;
+        let at = self.jobs.binary_search_by(|kept| kept.order().cmp(&(priority, submitted, id)));
+        // By what tenants have used they are in another order.
+        let by_share = || self.jobs.iter().position(|kept| kept.job.record.id == *id);
+        if self.limits.quotas.fair_share.is_none() { at.ok() } else { by_share() }
+    }
+
+    fn put_active(&mut self, attempt: &Arc<AttemptRecord>) {
+        let stage = attempt.attempt.stage_ref();
+        for rank in firsts(attempt) {
+            let at = self.trainer_at.get(&rank.node).copied();
+            if let Some(kept) = at.and_then(|at| self.trainers.get_mut(at))
+                && !kept.gangs.contains(&stage)
+            {
+                kept.gangs.push(stage.clone());
+            }
+        }
+        self.active.put(attempt.clone());
+    }
+}
+
+fn order_of(job: &Job) -> (JobId, (i64, Timestamp)) {
+    let (priority, submitted, id) = job.order();
+    (id.clone(), (priority, submitted))
+}
+
+/// A rank for each node of the attempt, or more.
+fn firsts(attempt: &AttemptRecord) -> impl Iterator<Item = &RankPlacement> {
+    attempt.by_node().filter_map(<[RankPlacement]>::first)
+}
+
+/// Something may be to be sent to the nodes of the attempt.
+fn stir(trainers: &mut [KeptNode], trainer_at: &IdMap<NodeId, usize>, attempt: &AttemptRecord) {
+    for rank in firsts(attempt) {
+        if let Some(kept) = trainer_at.get(&rank.node).and_then(|at| trainers.get_mut(*at)) {
+            kept.stirred = true;
+        }
+    }
+}
+
+/// The same of those that hold slots for one of these jobs.
+fn stir_running(nodes: &DecideContext<'_>, trainers: &mut [KeptNode], jobs: &IdSet<&JobId>) {
+    if jobs.is_empty() {
+        return;
+    }
+    for ((_, view), kept) in nodes.known(NodeKind::Trainer).iter().zip(trainers) {
+        let mut running = view.iter().flat_map(|view| &view.running);
+        kept.stirred |= running.any(|attempt| jobs.contains(&attempt.job));
+    }
+}
+
+/// Gives slots to the jobs that lack nothing else, in order, as far as there are any, and tells the others what they wait for.
+/// `ready`: those that have been looked at.
+fn place_ready<'a>(
+    nodes: &DecideContext<'a>,
+    pass: &mut JobPass<'a, '_>,
+    jobs: &mut [KeptJob],
+    classes: &mut Classes,
+    waits: &mut Waits,
+    ready: Vec<(usize, Ready<'a>)>,
+) {
+    let failed: IdSet<&StageRef> = nodes.seen.failures.stages().collect();
+    let mut ready = ready.into_iter().peekable();
+    classes.begin();
+    for (at, kept) in jobs.iter_mut().enumerate() {
+        let looked_at = ready.next_if(|(of, _)| *of == at).map(|(_, ready)| ready);
+        let Place::Ready(class) = kept.place else { continue };
+        // Who was looked at and is not ready any more has been given what its queue is sure of.
+        if kept.looked_at && looked_at.is_none() {
+            continue;
+        }
+        let Some(stage) = kept.job.current_stage().and_then(|index| kept.job.stages.get(index)) else {
+            continue;
+        };
+        let is_alone = failed.contains(&stage.id) || pass.found.stopping.contains(&stage.id);
+        let class = class.filter(|_| !is_alone);
+        if let Some(told) = class.and_then(|class| classes.told(class)) {
+            kept.tell(Some(told), waits);
+            continue;
+        }
+        let Some(one) = looked_at.or_else(|| prepared(nodes, pass, kept)) else {
+            kept.stirs = true;
+            continue;
+        };
+        let before = pass.standing();
+        pass.place_or_wait(&one, Turn::Shared);
+        let is_as_before = pass.standing() == before;
+        let Some(wait) = pass.plan.waits.remove(&kept.job.record.id) else { continue };
+        let wait = match class {
+            Some(class) if is_as_before => classes.tell(class, wait),
+            Some(_) | None => Arc::new(wait),
+        };
+        if !is_as_before {
+            classes.begin();
+        }
+        kept.tell(Some(wait), waits);
+    }
+}
+
+/// The job as it was ready when it was looked at: nothing of that has changed since.
+fn prepared<'a>(
+    nodes: &DecideContext<'a>,
+    pass: &mut JobPass<'a, '_>,
+    kept: &KeptJob,
+) -> Option<Ready<'a>> {
+    let job = nodes.state.job(&kept.job.record.id)?;
+    let index = job.current_stage()?;
+    let last = job.stages.get(index)?.attempt.clone();
+    match pass.prepare(Idle { job, index, last }) {
+        Prepared::Ready(ready) => Some(ready),
+        Prepared::Lacks(_) | Prepared::Waits => None,
+    }
+}

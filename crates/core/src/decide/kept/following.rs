@@ -1,0 +1,171 @@
+//! Which jobs and nodes a decision has to look at.
+
+use std::sync::Arc;
+
+use crate::decide::jobs::node_slots;
+use crate::decide::kept::{Kept, KeptJob, KeptNode, active_of, firsts, order_of, stir_running};
+use crate::decide::{DecideContext, NEVER};
+use crate::ids::{IdSet, JobId, Timestamp};
+use crate::observed::NodeView;
+use crate::records::{AttemptRecord, NodeKind, NodeRecord};
+use crate::state::{ChangedJobs, Job};
+
+impl Kept {
+    /// The same, after what has happened since; none if more has changed than single jobs and what single nodes do.
+    pub(super) fn followed(mut self, nodes: &DecideContext<'_>, changed: &ChangedJobs) -> Option<Self> {
+        let is_for_these = self.limits == *nodes.limits && self.since == nodes.seen.since;
+        let follows = is_for_these
+            && follow_nodes(nodes, NodeKind::Trainer, &mut self.trainers)
+            && follow_nodes(nodes, NodeKind::Curator, &mut self.curators)
+            && self.gangs.len() <= nodes.seen.gangs.len();
+        if !follows {
+            return None;
+        }
+        self.follow_times(nodes);
+        let spoken = self.follow_gangs(nodes);
+        let of_jobs = self.follow_jobs(nodes, changed);
+        stir_running(nodes, &mut self.trainers, &spoken.iter().chain(&of_jobs).collect());
+        self.follow_slots(nodes);
+        Some(self)
+    }
+
+    /// Of some stages it is not known any more since when they are as they are: what rests on time is asked anew.
+    fn follow_times(&mut self, nodes: &DecideContext<'_>) {
+        let forgotten_times = nodes.seen.forgotten_times();
+        if std::mem::replace(&mut self.forgotten_times, forgotten_times) != forgotten_times {
+            let of_jobs = self.jobs.iter_mut().map(|kept| &mut kept.until);
+            let all = of_jobs.chain(self.trainers.iter_mut().map(|kept| &mut kept.until));
+            all.filter(|until| **until != NEVER).for_each(|until| *until = Timestamp(0));
+        }
+    }
+
+    /// Jobs of whose gangs something was heard but that they step.
+    fn follow_gangs(&mut self, nodes: &DecideContext<'_>) -> IdSet<JobId> {
+        let mut spoken = IdSet::default();
+        for (stage, gang) in &nodes.seen.gangs {
+            let known = self.gangs.get_mut(stage);
+            if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, gang)) {
+                continue;
+            }
+            if known.as_ref().is_none_or(|known| !known.says_the_same(gang)) {
+                spoken.insert(stage.job.clone());
+            }
+            match known {
+                Some(known) => *known = gang.clone(),
+                None => {
+                    self.gangs.insert(stage.clone(), gang.clone());
+                }
+            }
+        }
+        for id in &spoken {
+            if let Some(kept) = self.place_of(id).and_then(|at| self.jobs.get_mut(at)) {
+                kept.due = true;
+            }
+        }
+        spoken
+    }
+
+    /// Takes over the jobs that have changed; those that have, or had, anything to do with nodes are returned.
+    fn follow_jobs(&mut self, nodes: &DecideContext<'_>, changed: &ChangedJobs) -> IdSet<JobId> {
+        let (mut of_nodes, mut gone, mut new) = (IdSet::default(), IdSet::default(), Vec::new());
+        for id in changed.jobs() {
+            let job = nodes.state.job_shared(id).filter(|job| !job.record.state.is_terminal());
+            let at = self.place_of(id);
+            let before = at.and_then(|at| self.jobs.get(at)).map(|kept| kept.job.clone());
+            let mut both = before.iter().chain(job);
+            if both.any(|job| job.stages.iter().any(|stage| stage.attempt.is_some())) {
+                of_nodes.insert(id.clone());
+            }
+            self.follow_attempts(before.as_deref(), job.map(Arc::as_ref));
+            match (at.and_then(|at| self.jobs.get_mut(at)), job) {
+                (Some(kept), Some(job)) if kept.order() == job.order() => kept.take(job),
+                (Some(_), Some(job)) => {
+                    gone.insert(id.clone());
+                    new.push(KeptJob::new(job));
+                }
+                (None, Some(job)) => new.push(KeptJob::new(job)),
+                (Some(_), None) => {
+                    gone.insert(id.clone());
+                }
+                (None, None) => {}
+            }
+            let unserved = before.iter().filter(|_| job.is_none()).flat_map(|job| &job.stages);
+            unserved.for_each(|stage| {
+                self.serving.serve(nodes, &stage.id, false);
+            });
+        }
+        if !gone.is_empty() {
+            self.jobs.retain(|kept| !gone.contains(&kept.job.record.id));
+        }
+        for id in gone {
+            self.waits.remove(&id);
+            self.orders.remove(&id);
+        }
+        if !new.is_empty() {
+            self.orders.extend(new.iter().map(|kept| order_of(&kept.job)));
+            self.jobs.append(&mut new);
+            // Nearly in order: what is new is mostly the last.
+            self.jobs.sort_by(|a, b| a.order().cmp(&b.order()));
+        }
+        of_nodes
+    }
+
+    fn follow_attempts(&mut self, before: Option<&Job>, now: Option<&Job>) {
+        let before: Vec<&Arc<AttemptRecord>> = before.into_iter().flat_map(active_of).collect();
+        let now: Vec<&Arc<AttemptRecord>> = now.into_iter().flat_map(active_of).collect();
+        let are_same =
+            before.len() == now.len() && before.iter().zip(&now).all(|(old, new)| Arc::ptr_eq(old, new));
+        if are_same {
+            return;
+        }
+        for attempt in before {
+            let stage = attempt.attempt.stage_ref();
+            self.active.remove(&stage);
+            for rank in firsts(attempt) {
+                let at = self.trainer_at.get(&rank.node).copied();
+                if let Some(kept) = at.and_then(|at| self.trainers.get_mut(at)) {
+                    kept.gangs.retain(|known| *known != stage);
+                    kept.stirred = true;
+                }
+            }
+        }
+        for attempt in now {
+            self.put_active(attempt);
+            super::stir(&mut self.trainers, &self.trainer_at, attempt);
+        }
+    }
+
+    /// Works out again which slots of the stirred nodes are free.
+    fn follow_slots(&mut self, nodes: &DecideContext<'_>) {
+        let stirred = nodes.known(NodeKind::Trainer).iter().zip(&self.trainers);
+        for ((record, view), kept) in stirred.filter(|(_, kept)| kept.stirred && kept.takes_work) {
+            let Some(view) = view else { continue };
+            let gangs = kept.gangs.iter().filter_map(|stage| self.active.get(stage));
+            let ranks = gangs.flat_map(|attempt| &attempt.ranks).filter(|rank| rank.node == record.id);
+            let taken: Vec<u32> = ranks.map(|rank| rank.device_index).collect();
+            self.slots.put(&record.id, node_slots(nodes, record, view, &self.active, &taken));
+        }
+    }
+}
+
+/// Takes over what is seen of nodes; false if one has come or gone, or is to the others what it was not before.
+fn follow_nodes(nodes: &DecideContext<'_>, kind: NodeKind, kept: &mut [KeptNode]) -> bool {
+    let known = nodes.known(kind);
+    let follow = |((_, view), kept): (&(&NodeRecord, Option<&NodeView>), &mut KeptNode)| {
+        let is_reachable = view.is_some_and(|view| nodes.is_reachable(view));
+        if is_reachable != kept.is_reachable {
+            return false;
+        }
+        match (view, &kept.view) {
+            (Some(view), Some(before)) if view.shares_facts_with(before) => true,
+            (Some(view), Some(before)) if view.is_as(before) => {
+                kept.view = Some((*view).clone());
+                kept.stirred = true;
+                true
+            }
+            (None, None) => true,
+            (Some(_), Some(_) | None) | (None, Some(_)) => false,
+        }
+    };
+    known.len() == kept.len() && known.iter().zip(kept).all(follow)
+}
