@@ -28,8 +28,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, decide_folding};
-use crescendo_core::ids::{IdMap, JobId, StageRef, Timestamp};
+use crescendo_core::decide::{self, Change, Decider, Folding, Limits, Waits, decide_folding};
+use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::notices::Tries;
 use crescendo_core::observed::Observed;
@@ -129,6 +129,8 @@ pub struct Engine {
     observed: Observed,
     began: Instant,
     clock: SteadyClock,
+    /// Has what the last decision has left for the next one.
+    decider: Decider,
     waits: Arc<Waits>,
     waiting: WaitClock,
     suspension: Suspension,
@@ -177,6 +179,7 @@ pub async fn run(
         observed: Observed::new(now),
         began: Instant::now(),
         clock: SteadyClock::new(now),
+        decider: Decider::default(),
         waits: Arc::default(),
         waiting: WaitClock::default(),
         suspension: Suspension::default(),
@@ -410,6 +413,7 @@ impl Engine {
     async fn reload(&mut self) -> Result<(), End> {
         // What was dropped is not held beside what is read, nor what was decided on it.
         self.pending = None;
+        self.decider = Decider::default();
         self.state = ClusterState::default();
         self.records = Records::default();
         let started = std::time::Instant::now();

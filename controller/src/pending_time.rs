@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_core::decide::PendingReason;
+use crescendo_core::decide::Waits;
 use crescendo_core::ids::{IdMap, JobId, Timestamp};
 
 /// Since when each waiting job has waited for the same reason.
@@ -23,7 +23,7 @@ impl WaitClock {
     /// Takes over what was decided at `now`. A job that goes on, or waits for something else, begins anew.
     pub fn update(&mut self, waits: &Waits, now: Timestamp) {
         self.since.retain(|job, (reason, _)| waits.get(job).is_some_and(|wait| wait.label() == *reason));
-        for (job, wait) in waits {
+        for (job, wait) in waits.iter() {
             self.since.entry(job.clone()).or_insert_with(|| (wait.label(), now));
         }
     }
@@ -40,6 +40,8 @@ impl WaitClock {
 
 #[cfg(test)]
 mod tests {
+    use crescendo_core::decide::PendingReason;
+
     use super::*;
 
     fn job(name: &str) -> JobId {
@@ -53,7 +55,7 @@ mod tests {
     #[test]
     fn a_wait_lasts_as_long_as_its_reason() {
         let mut clock = WaitClock::default();
-        let mut waits: IdMap<_, _> = [(job("a"), slots(0))].into_iter().collect();
+        let mut waits: Waits = [(job("a"), slots(0))].into_iter().collect();
         clock.update(&waits, Timestamp(1_000));
         waits.insert(job("b"), slots(1));
         // Other numbers, the same reason.

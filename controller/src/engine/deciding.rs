@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crescendo_core::decide::{self, Command, Plan, decide};
+use crescendo_core::decide::{self, Command, Decider, Plan};
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::records::{Record, RecordKey, Write};
@@ -23,11 +23,13 @@ use tokio::time::Instant;
 
 use crate::beside::beside;
 use crate::engine::paced::Pace;
+use crate::engine::views::Snapshot;
 use crate::engine::{Engine, IN_TIME, PROMPTLY};
 
 /// A decision that is being made beside the engine.
 pub(super) struct Pending {
-    plan: oneshot::Receiver<Plan>,
+    /// With what is kept of it for the next one.
+    plan: oneshot::Receiver<(Plan, Decider)>,
     /// Ends with this.
     _work: JoinSet<()>,
     began: Instant,
@@ -106,7 +108,10 @@ impl Engine {
     pub(super) fn decide_if_due(&mut self, now: Timestamp) -> Vec<decide::Send> {
         if let Some(mut pending) = self.pending.take() {
             return match pending.plan.try_recv() {
-                Ok(plan) => self.take_over(plan, pending, now),
+                Ok((plan, decider)) => {
+                    self.decider = decider;
+                    self.take_over(plan, pending, now)
+                }
                 Err(TryRecvError::Empty) => {
                     self.pending = Some(pending);
                     Vec::new()
@@ -163,13 +168,17 @@ impl Engine {
 
     /// Decides while all else waits. `began`: when that was first tried.
     fn decide_here(&mut self, began: Instant, now: Timestamp) -> Vec<decide::Send> {
+        let changed = self.state.take_changed();
         let plan = timed(&self.around.metrics.decide_seconds, || {
-            decide(&self.state, &self.observed, &self.limits, now)
+            self.decider.decide(&self.state, &changed, &self.observed, &self.limits, now)
         });
         self.carry_out(plan, began, now)
     }
 
     fn decide_beside(&mut self, now: Timestamp) {
+        let changed = self.state.take_changed();
+        // Until this is decided whoever decides has to look at all there is.
+        let mut decider = std::mem::take(&mut self.decider);
         // One that people were shown may be from before what is decided on.
         self.snapshot = None;
         let snapshot = self.snapshot(now);
@@ -178,10 +187,11 @@ impl Engine {
         let mut work = JoinSet::new();
         work.spawn(async move {
             let plan = beside(|| {
-                timed(&seconds, || decide(&snapshot.state, &snapshot.observed, &snapshot.limits, now))
+                let Snapshot { state, observed, limits, .. } = &*snapshot;
+                timed(&seconds, || decider.decide(state, &changed, observed, limits, now))
             });
             // An engine that has read its state again, or is gone, does not want it any more.
-            let _ = answer.send(plan);
+            let _ = answer.send((plan, decider));
             decided.notify_one();
         });
         self.pending =
@@ -233,8 +243,8 @@ impl Engine {
         for write in writes {
             self.write(write);
         }
-        for (job, wait) in &waits {
-            if self.waits.get(job) != Some(wait) {
+        for (job, _) in waits.iter() {
+            if !waits.says_the_same(&self.waits, job) {
                 self.progressed.insert(job.clone());
             }
         }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{Limits, PendingReason, still_works_on};
+use crescendo_core::decide::{Limits, Waits, still_works_on};
 use crescendo_core::deletion::{DeletionPhase, DeletionRecord};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
-use crescendo_core::ids::{IdMap, JobId, Timestamp};
+use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::observed::Observed;
 use crescendo_core::state::{ClusterState, Job};
 use crescendo_proto::{convert, deletions, explained, v1};

@@ -13,6 +13,7 @@ mod growing;
 mod holding;
 mod jobs;
 mod kept;
+mod known_nodes;
 mod limits;
 mod lost;
 mod nodes;
@@ -31,6 +32,7 @@ pub use deleting::{Retired, decide_deleting, decide_retention, next_files, still
 pub use folding::{Folding, decide_folding};
 pub use kept::Decider;
 pub use limits::Limits;
+use known_nodes::{KnownNode, KnownNodes, NodeList};
 use plan::PlanDraft;
 pub use plan::{Change, Command, PendingReason, Plan, Send};
 pub use readers::choose_reader;
@@ -62,7 +64,7 @@ pub(crate) struct DecideContext<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) now: Timestamp,
     /// Found once for all who ask.
-    nodes: OnceCell<NodesByKind<'a>>,
+    nodes: OnceCell<KnownNodes<'a>>,
     gangs: OnceCell<IdMap<(&'a JobId, &'a StageName), &'a GangView>>,
     devices: RefCell<Vec<Arc<str>>>,
     /// When the first of the answers that rest on the time will be another.
@@ -71,15 +73,6 @@ pub(crate) struct DecideContext<'a> {
 
 /// Not as long as nothing else changes.
 const NEVER: Timestamp = Timestamp(u64::MAX);
-
-/// Every node that is known, by id, with what is seen of it.
-#[derive(Default)]
-struct NodesByKind<'a> {
-    trainers: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
-    curators: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
-    /// Of both kinds.
-    views: IdMap<&'a NodeId, &'a NodeView>,
-}
 
 impl<'a> DecideContext<'a> {
     pub(crate) fn new(
@@ -123,25 +116,24 @@ impl<'a> DecideContext<'a> {
         name
     }
 
-    fn nodes(&self) -> &NodesByKind<'a> {
-        self.nodes.get_or_init(|| {
-            let mut nodes = NodesByKind {
-                views: self.seen.nodes.iter().collect(),
-                ..NodesByKind::default()
-            };
-            for record in self.state.nodes() {
-                let seen = (record, nodes.views.get(&record.id).copied());
-                match record.kind {
-                    NodeKind::Trainer => nodes.trainers.push(seen),
-                    NodeKind::Curator => nodes.curators.push(seen),
-                }
-            }
-            nodes
-        })
+    /// The same, where the nodes are listed already.
+    fn of_listed(
+        list: &'a NodeList,
+        state: &'a ClusterState,
+        seen: &'a Observed,
+        limits: &'a Limits,
+        now: Timestamp,
+    ) -> Self {
+        let nodes = OnceCell::from(KnownNodes::listed(list, seen));
+        Self { nodes, ..Self::new(state, seen, limits, now) }
+    }
+
+    fn nodes(&self) -> &KnownNodes<'a> {
+        self.nodes.get_or_init(|| KnownNodes::of(self.state, self.seen))
     }
 
     /// Nodes of a kind, by id, with what is seen of them.
-    pub(crate) fn known(&self, kind: NodeKind) -> &[(&'a NodeRecord, Option<&'a NodeView>)] {
+    pub(crate) fn known(&self, kind: NodeKind) -> &[KnownNode<'a>] {
         match kind {
             NodeKind::Trainer => &self.nodes().trainers,
             NodeKind::Curator => &self.nodes().curators,
@@ -150,7 +142,7 @@ impl<'a> DecideContext<'a> {
 
     /// What is seen of a node.
     pub(crate) fn view(&self, node: &NodeId) -> Option<&'a NodeView> {
-        self.nodes().views.get(node).copied()
+        self.nodes().view(node)
     }
 
     /// The gang of exactly this attempt, if any of it was seen.

@@ -480,6 +480,11 @@ impl ClusterState {
         self.nodes.values()
     }
 
+    /// Every node by id, to be kept.
+    pub(crate) fn nodes_shared(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
+        self.nodes.values_shared()
+    }
+
     /// Whether an attempt that has not ended has ranks on the node.
     pub fn trains_on(&self, node: &NodeId) -> bool {
         let attempts = self.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt);

@@ -61,6 +61,11 @@ impl<K: Hash + Eq + Ord + Clone, V: Clone> Table<K, V> {
         self.ids.iter().filter_map(|id| self.get(id))
     }
 
+    /// The same, to be kept.
+    pub fn values_shared(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.ids.iter().filter_map(|id| self.get_shared(id))
+    }
+
     /// By id, from `first` on; all of them if there is none.
     pub fn values_from(&self, first: Option<&K>) -> impl Iterator<Item = &V> {
         let first = first.map_or(Bound::Unbounded, Bound::Included);

@@ -80,9 +80,9 @@ impl<'a> JobPass<'a, '_> {
 
     /// Where the gang would be placed once it has left, if that is with more ranks.
     fn larger_place(&mut self, ready: &Ready<'a>, attempt: &AttemptRecord) -> Option<Vec<RankPlacement>> {
-        self.uncount(ready.job, attempt);
+        self.in_use.uncount(self.nodes, ready.job, attempt);
         let sizes = self.allowed_sizes(ready);
-        self.count(ready.job, attempt);
+        self.in_use.count(self.nodes, ready.job, attempt);
         let mut slots = self.slots.clone();
         attempt.ranks.iter().for_each(|rank| slots.give_back(rank));
         let sizes = sizes.ok()?;

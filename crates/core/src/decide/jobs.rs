@@ -142,8 +142,8 @@ pub(super) struct JobPass<'a, 'p> {
     pub(super) slots: Slots,
     /// The job that is looked at, once it has no active attempt.
     pub(super) idle: Option<Idle<'a>>,
-    /// Filled once every attempt that cannot go on has ended.
-    pub(super) in_use: InUse<'a>,
+    /// What active attempts hold.
+    pub(super) in_use: InUse,
     /// The first job that waits for slots which it would fit into.
     pub(super) first_waiting: Option<FirstWaiting<'a>>,
     /// For each limit the first job that what is left of it is too little for.
@@ -151,16 +151,16 @@ pub(super) struct JobPass<'a, 'p> {
     /// The gangs that may be placed, of each queue that is sure of slots, with the kind of device that they want; in order.
     pub(super) wanting: BTreeMap<(&'a str, &'a str), Rc<Vec<Wants<'a>>>>,
     /// Slots that queues hold no more once those that are to leave have left.
-    pub(super) about_to_leave: Holdings<'a>,
+    pub(super) about_to_leave: Holdings,
     pub(super) found: Found<'a>,
 }
 
 impl<'a, 'p> JobPass<'a, 'p> {
-    /// Nothing is decided yet. `active` and `slots` are those that there are.
+    /// Nothing is decided yet: attempts, slots and what is held of them are as they are.
     pub fn new(
         nodes: &'p DecideContext<'a>,
         plan: &'p mut PlanDraft,
-        (active, slots): (Active, Slots),
+        (active, slots, in_use): (Active, Slots, InUse),
         full_tenants: BTreeMap<String, (u64, u64)>,
     ) -> Self {
         let (leaving, closed) = (BTreeMap::new(), BTreeSet::new());
@@ -170,7 +170,7 @@ impl<'a, 'p> JobPass<'a, 'p> {
             decided: Decided { active, leaving, closed, full_tenants },
             slots,
             idle: None,
-            in_use: InUse::default(),
+            in_use,
             first_waiting: None,
             first_at_limit: BTreeMap::new(),
             wanting: BTreeMap::new(),
@@ -454,6 +454,9 @@ impl<'a, 'p> JobPass<'a, 'p> {
     ) -> AttemptRecord {
         if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
+            if let Some(job) = self.nodes.state.job(&attempt.attempt.job) {
+                self.in_use.uncount(self.nodes, job, attempt);
+            }
         }
         let ran = attempt.ran(self.nodes.seen.counted(self.nodes.now));
         let record = AttemptRecord {

@@ -28,15 +28,15 @@ use std::sync::Arc;
 use crate::decide::jobs::{JobPass, decide_lacking, free_slots};
 use crate::decide::kept::classes::{ClassId, Classes};
 use crate::decide::kept::serving::Serving;
-use crate::decide::passes::{Active, Decided, Idle};
+use crate::decide::passes::{Active, Decided, Idle, InUse};
 use crate::decide::placing::{Prepared, Ready, Turn, slots_of};
-use crate::decide::{DecideContext, Limits, NEVER, PendingReason, Plan, PlanDraft, Waits};
-use crate::decide::{nodes, stage_precision, takes_work};
+use crate::decide::{DecideContext, KnownNode, Limits, NEVER, NodeList, PendingReason, Plan, PlanDraft, Waits};
+use crate::decide::{curation, nodes, stage_precision, takes_work};
 use crate::ids::{IdMap, IdSet, JobId, NodeId, StageRef, Timestamp};
 use crate::job::JobState;
 use crate::observed::{GangView, NodeView, Observed};
 use crate::placement::Slots;
-use crate::records::{AttemptRecord, NodeKind, NodeRecord, RankPlacement};
+use crate::records::{AttemptRecord, NodeKind, RankPlacement};
 use crate::state::{ChangedJobs, ClusterState, Job, Stage};
 
 /// Decides time and again for one cluster.
@@ -56,13 +56,14 @@ impl Decider {
         limits: &Limits,
         now: Timestamp,
     ) -> Plan {
-        let nodes = DecideContext::new(state, seen, limits, now);
+        let before = self.kept.take().filter(|_| !changed.is_everything());
+        let list = before.as_ref().map_or_else(|| Arc::new(NodeList::of(state)), |kept| kept.list.clone());
+        let nodes = DecideContext::of_listed(&list, state, seen, limits, now);
         let full_tenants = limits.quotas.full_tenants(state);
         let can_be_kept = can_be_kept(&nodes);
-        let before = self.kept.take().filter(|_| can_be_kept && !changed.is_everything());
-        let before = before.filter(|before| before.full_tenants == full_tenants);
+        let before = before.filter(|before| can_be_kept && before.full_tenants == full_tenants);
         let followed = before.and_then(|before| before.followed(&nodes, changed));
-        let mut kept = followed.unwrap_or_else(|| Kept::anew(&nodes, full_tenants));
+        let mut kept = followed.unwrap_or_else(|| Kept::anew(&nodes, list.clone(), full_tenants));
         let plan = kept.decide(&nodes);
         self.kept = can_be_kept.then_some(kept);
         plan
@@ -90,6 +91,7 @@ struct Kept {
     /// Open ones, in the order in which they are served.
     jobs: Vec<KeptJob>,
     orders: IdMap<JobId, (i64, Timestamp)>,
+    list: Arc<NodeList>,
     /// By id, as [`DecideContext::known`] has them.
     trainers: Vec<KeptNode>,
     curators: Vec<KeptNode>,
@@ -99,8 +101,11 @@ struct Kept {
     gangs: IdMap<StageRef, Arc<GangView>>,
     active: Active,
     slots: Slots,
+    in_use: InUse,
     classes: Classes,
     serving: Serving,
+    /// A job has gone whose pairs were to be made.
+    wants_less: bool,
     waits: Waits,
 }
 
@@ -117,8 +122,8 @@ struct KeptJob {
     stirs: bool,
     /// It was looked at in this decision.
     looked_at: bool,
-    /// It lacks pairs that can be made.
-    makes: bool,
+    /// The stage whose pairs are to be made, by its place.
+    wants: Option<usize>,
     /// It runs with fewer ranks than it may have.
     is_small: bool,
 }
@@ -156,7 +161,7 @@ impl KeptJob {
             due: true,
             stirs: false,
             looked_at: false,
-            makes: false,
+            wants: None,
             is_small: false,
         };
         kept.take(job);
@@ -169,7 +174,6 @@ impl KeptJob {
         let mut active = active_of(job);
         self.job = job.clone();
         self.due = true;
-        self.makes = job.facts().makes.is_some();
         self.is_small = matches!(job.record.state, JobState::Running { .. })
             && active.any(|attempt| slots_of(&attempt.ranks) < gpus);
     }
@@ -202,7 +206,7 @@ impl KeptJob {
 }
 
 impl KeptNode {
-    fn new(nodes: &DecideContext<'_>, (record, view): &(&NodeRecord, Option<&NodeView>)) -> Self {
+    fn new(nodes: &DecideContext<'_>, (record, view): &KnownNode<'_>) -> Self {
         let is_reachable = view.is_some_and(|view| nodes.is_reachable(view));
         Self {
             view: view.cloned(),
@@ -232,7 +236,11 @@ fn is_watched(job: &Job) -> bool {
 
 impl Kept {
     /// Nothing was kept: all is to be looked at.
-    fn anew(nodes: &DecideContext<'_>, full_tenants: BTreeMap<String, (u64, u64)>) -> Self {
+    fn anew(
+        nodes: &DecideContext<'_>,
+        list: Arc<NodeList>,
+        full_tenants: BTreeMap<String, (u64, u64)>,
+    ) -> Self {
         let mut jobs: Vec<KeptJob> = nodes.state.open_shared().map(KeptJob::new).collect();
         nodes.put_in_order(&mut jobs, |kept| &kept.job);
         let active: Active = jobs.iter().flat_map(|kept| active_of(&kept.job)).cloned().collect();
@@ -245,6 +253,7 @@ impl Kept {
             full_tenants,
             orders: jobs.iter().map(|kept| order_of(&kept.job)).collect(),
             jobs,
+            list,
             trainers: of_kind(NodeKind::Trainer),
             curators: of_kind(NodeKind::Curator),
             trainer_at: trainers.zip(0..).collect(),
@@ -252,31 +261,33 @@ impl Kept {
             gangs: nodes.seen.gangs.clone().into_iter().collect(),
             slots: free_slots(nodes, &active),
             active: Active::default(),
+            in_use: InUse::default(),
             classes: Classes::default(),
             serving: Serving::new(nodes),
+            wants_less: false,
             waits: Waits::default(),
         };
-        active.in_any_order().for_each(|attempt| kept.put_active(attempt));
+        for attempt in active.in_any_order() {
+            if let Some(job) = nodes.state.job(&attempt.attempt.job) {
+                kept.put_active(nodes, job, attempt);
+            }
+        }
         kept
     }
 
     fn decide(&mut self, nodes: &DecideContext<'_>) -> Plan {
         let mut plan = PlanDraft::default();
         let decided = self.decide_jobs(nodes, &mut plan);
-        let newly_made = self.serving.make(nodes, &self.jobs, &decided);
-        self.tell_lacking(nodes, &mut plan);
         // Whatever was decided is decided of a job: it is looked at until nothing is.
         let leaving = decided.leaving.keys().map(|stage| &stage.job);
-        let of_plan: IdSet<JobId> = plan.jobs_written().chain(leaving).cloned().collect();
-        for id in &of_plan {
-            if let Some(kept) = self.place_of(id).and_then(|at| self.jobs.get_mut(at)) {
-                kept.stirs = true;
-                kept.looked_at = true;
-            }
-        }
+        self.mark(plan.jobs_written().chain(leaving));
+        let wants_others = self.follow_wants(nodes, &decided);
+        let newly_made = self.serving.make(nodes, &self.jobs, wants_others);
+        self.tell_lacking(nodes, newly_made.is_some(), &mut plan);
         let looked_at: Vec<usize> = (0..self.jobs.len()).filter(|at| self.jobs[*at].looked_at).collect();
-        let stages = self.sync_served(nodes, &decided, &looked_at, newly_made);
+        let stages = self.sync_served(nodes, &decided, &looked_at, newly_made.unwrap_or_default());
         stage_precision::decide_stages(nodes, &stages, &decided.active, &mut plan);
+        self.mark(plan.jobs_written());
         if self.some_are_faulty || !nodes.seen.failures.is_empty() {
             nodes::decide_cordons(nodes, &mut plan);
         }
@@ -289,14 +300,16 @@ impl Kept {
     /// Ends what cannot go on, and places what waits, of the jobs that are due.
     fn decide_jobs(&mut self, nodes: &DecideContext<'_>, plan: &mut PlanDraft) -> Decided {
         let Self { jobs, classes, waits, .. } = self;
-        let start = (self.active.clone(), self.slots.clone());
+        let start = (self.active.clone(), self.slots.clone(), self.in_use.clone());
         let mut pass = JobPass::new(nodes, plan, start, self.full_tenants.clone());
         nodes.holds_until();
         let mut idle: Vec<(usize, Idle<'_>)> = Vec::new();
         for (at, kept) in jobs.iter_mut().enumerate() {
             kept.looked_at = kept.is_shaken() || nodes.now >= kept.until;
-            let job = nodes.state.job(&kept.job.record.id).filter(|_| kept.looked_at);
-            let Some(job) = job else { continue };
+            if !kept.looked_at {
+                continue;
+            }
+            let Some(job) = nodes.state.job(&kept.job.record.id) else { continue };
             let before = pass.extent();
             idle.extend(pass.decide_job(job).map(|idle| (at, idle)));
             // Who was just told something is looked at once more, and whoever is near it.
@@ -332,9 +345,30 @@ impl Kept {
         pass.decided
     }
 
-    /// Tells those whose pairs are with the curators whether any makes them.
-    fn tell_lacking(&mut self, nodes: &DecideContext<'_>, plan: &mut PlanDraft) {
-        for kept in &mut self.jobs {
+    /// Something was decided of these jobs.
+    fn mark<'j>(&mut self, jobs: impl Iterator<Item = &'j JobId>) {
+        for id in jobs {
+            if let Some(kept) = self.place_of(id).and_then(|at| self.jobs.get_mut(at)) {
+                kept.stirs = true;
+                kept.looked_at = true;
+            }
+        }
+    }
+
+    /// Whether other stages' pairs are to be made than before.
+    fn follow_wants(&mut self, nodes: &DecideContext<'_>, decided: &Decided) -> bool {
+        let mut others = std::mem::take(&mut self.wants_less);
+        for kept in self.jobs.iter_mut().filter(|kept| kept.looked_at) {
+            let wanted = curation::wanted_of(nodes, &kept.job, decided);
+            let wants = wanted.and_then(|_| kept.job.facts().makes);
+            others |= std::mem::replace(&mut kept.wants, wants) != wants;
+        }
+        others
+    }
+
+    /// Tells those whose pairs are with the curators whether any makes them. `anew`: it was divided anew who makes what.
+    fn tell_lacking(&mut self, nodes: &DecideContext<'_>, anew: bool, plan: &mut PlanDraft) {
+        for kept in self.jobs.iter_mut().filter(|kept| anew || kept.looked_at) {
             let Place::Lacks { index, needed, made: before } = kept.place else { continue };
             let made = kept.job.stages.get(index).is_some_and(|stage| self.serving.is_made(&stage.id));
             if !kept.looked_at && made == before {
@@ -446,7 +480,8 @@ impl Kept {
         if self.limits.quotas.fair_share.is_none() { at.ok() } else { by_share() }
     }
 
-    fn put_active(&mut self, attempt: &Arc<AttemptRecord>) {
+    fn put_active(&mut self, nodes: &DecideContext<'_>, job: &Job, attempt: &Arc<AttemptRecord>) {
+        self.in_use.count(nodes, job, attempt);
         let stage = attempt.attempt.stage_ref();
         for rank in firsts(attempt) {
             let at = self.trainer_at.get(&rank.node).copied();

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::holdings::Holdings;
+use crate::decide::DecideContext;
+use crate::decide::placing::slots_of;
+use crate::holdings::{Holdings, device_of};
 use crate::ids::{AttemptRef, IdMap, IdSet, JobId, NodeId, StageRef};
 use crate::placement::{self, NodeNeeds};
 use crate::records::AttemptRecord;
@@ -114,10 +116,42 @@ impl<'a> Wants<'a> {
 }
 
 /// Slots that active attempts hold.
-#[derive(Default)]
-pub(super) struct InUse<'a> {
-    pub tenants: BTreeMap<&'a str, u32>,
-    pub queues: Holdings<'a>,
+#[derive(Clone, Default)]
+pub(super) struct InUse {
+    pub tenants: BTreeMap<String, u32>,
+    pub queues: Holdings,
+}
+
+impl InUse {
+    /// The job's attempt holds its slots too.
+    pub fn count(&mut self, nodes: &DecideContext<'_>, job: &Job, attempt: &AttemptRecord) {
+        self.recount(nodes, job, attempt, u32::saturating_add);
+    }
+
+    /// As if it held nothing.
+    pub fn uncount(&mut self, nodes: &DecideContext<'_>, job: &Job, attempt: &AttemptRecord) {
+        self.recount(nodes, job, attempt, u32::saturating_sub);
+    }
+
+    fn recount(
+        &mut self,
+        nodes: &DecideContext<'_>,
+        job: &Job,
+        attempt: &AttemptRecord,
+        change: fn(u32, u32) -> u32,
+    ) {
+        let (slots, tenant) = (slots_of(&attempt.ranks), &job.record.spec.tenant);
+        match self.tenants.get_mut(tenant) {
+            Some(held) => *held = change(*held, slots),
+            None => {
+                self.tenants.insert(tenant.clone(), change(0, slots));
+            }
+        }
+        let Some((queue, _)) = nodes.limits.quotas.queues.of(&job.record.spec) else { return };
+        if let Some(device) = device_of(nodes.state, attempt) {
+            self.queues.change(queue, device, |held| change(held, slots));
+        }
+    }
 }
 
 /// What jobs have in common that may be given the same nodes.
@@ -147,5 +181,5 @@ pub(super) struct Found<'a> {
     /// The smallest gangs that fit nowhere, by what they need. As long as slots are only taken, they go on not to fit.
     pub too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
     /// Stages for which more slots may be free than for others.
-    pub stopping: BTreeSet<StageRef>,
+    pub stopping: IdSet<StageRef>,
 }

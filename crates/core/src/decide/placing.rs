@@ -66,7 +66,6 @@ pub(super) struct Standing {
 impl<'a> JobPass<'a, '_> {
     /// Every attempt that cannot go on has ended.
     pub(super) fn begin_placing(&mut self) {
-        self.count_in_use();
         self.found.stopping = self.slots.stopping().into_iter().cloned().collect();
     }
 
@@ -372,7 +371,7 @@ impl<'a> JobPass<'a, '_> {
             init_from: init_from.cloned(),
             ahead_of,
         };
-        self.count(job, &record);
+        self.in_use.count(self.nodes, job, &record);
         self.decided.active.put(Arc::new(record.clone()));
         self.write(Record::Attempt(record));
     }
@@ -509,33 +508,6 @@ impl<'a> JobPass<'a, '_> {
         }
         let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
         Ok(Err(taken.unwrap_or_else(|| placement::room(&mine, stage, gang.ranks()))))
-    }
-
-    fn count_in_use(&mut self) {
-        let state = self.nodes.state;
-        for attempt in self.decided.active.in_any_order().cloned().collect::<Vec<_>>() {
-            if let Some(job) = state.job(&attempt.attempt.job) {
-                self.count(job, &attempt);
-            }
-        }
-    }
-
-    pub(super) fn count(&mut self, job: &'a Job, attempt: &AttemptRecord) {
-        self.recount(job, attempt, u32::saturating_add);
-    }
-
-    /// As if the attempt held nothing.
-    pub(super) fn uncount(&mut self, job: &'a Job, attempt: &AttemptRecord) {
-        self.recount(job, attempt, u32::saturating_sub);
-    }
-
-    fn recount(&mut self, job: &'a Job, attempt: &AttemptRecord, change: fn(u32, u32) -> u32) {
-        let slots = slots_of(&attempt.ranks);
-        let of_tenant = self.in_use.tenants.entry(&job.record.spec.tenant).or_insert(0);
-        *of_tenant = change(*of_tenant, slots);
-        if let (Some((queue, _)), Some(device)) = (self.queue_of(job), device_of(self.nodes.state, attempt)) {
-            self.in_use.queues.change(queue, device, |held| change(held, slots));
-        }
     }
 
     /// The gang sizes, largest first, that the job's tenant and its queue have slots left for; or the limits that leave it too few.

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use crate::decide::jobs::node_slots;
 use crate::decide::kept::{Kept, KeptJob, KeptNode, active_of, firsts, order_of, stir_running};
-use crate::decide::{DecideContext, NEVER};
+use crate::decide::{DecideContext, KnownNode, NEVER};
 use crate::ids::{IdSet, JobId, Timestamp};
-use crate::observed::NodeView;
-use crate::records::{AttemptRecord, NodeKind, NodeRecord};
+use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{ChangedJobs, Job};
 
 impl Kept {
@@ -67,7 +66,7 @@ impl Kept {
 
     /// Takes over the jobs that have changed; those that have, or had, anything to do with nodes are returned.
     fn follow_jobs(&mut self, nodes: &DecideContext<'_>, changed: &ChangedJobs) -> IdSet<JobId> {
-        let (mut of_nodes, mut gone, mut new) = (IdSet::default(), IdSet::default(), Vec::new());
+        let (mut of_nodes, mut gone, mut new) = (IdSet::default(), Vec::new(), Vec::new());
         for id in changed.jobs() {
             let job = nodes.state.job_shared(id).filter(|job| !job.record.state.is_terminal());
             let at = self.place_of(id);
@@ -76,17 +75,15 @@ impl Kept {
             if both.any(|job| job.stages.iter().any(|stage| stage.attempt.is_some())) {
                 of_nodes.insert(id.clone());
             }
-            self.follow_attempts(before.as_deref(), job.map(Arc::as_ref));
+            self.follow_attempts(nodes, before.as_deref(), job.map(Arc::as_ref));
             match (at.and_then(|at| self.jobs.get_mut(at)), job) {
                 (Some(kept), Some(job)) if kept.order() == job.order() => kept.take(job),
                 (Some(_), Some(job)) => {
-                    gone.insert(id.clone());
+                    gone.extend(at);
                     new.push(KeptJob::new(job));
                 }
                 (None, Some(job)) => new.push(KeptJob::new(job)),
-                (Some(_), None) => {
-                    gone.insert(id.clone());
-                }
+                (Some(_), None) => gone.extend(at),
                 (None, None) => {}
             }
             let unserved = before.iter().filter(|_| job.is_none()).flat_map(|job| &job.stages);
@@ -94,31 +91,55 @@ impl Kept {
                 self.serving.serve(nodes, &stage.id, false);
             });
         }
-        if !gone.is_empty() {
-            self.jobs.retain(|kept| !gone.contains(&kept.job.record.id));
-        }
-        for id in gone {
-            self.waits.remove(&id);
-            self.orders.remove(&id);
-        }
+        self.remove(gone);
         if !new.is_empty() {
-            self.orders.extend(new.iter().map(|kept| order_of(&kept.job)));
-            self.jobs.append(&mut new);
-            // Nearly in order: what is new is mostly the last.
-            self.jobs.sort_by(|a, b| a.order().cmp(&b.order()));
+            self.insert(new);
         }
         of_nodes
     }
 
-    fn follow_attempts(&mut self, before: Option<&Job>, now: Option<&Job>) {
-        let before: Vec<&Arc<AttemptRecord>> = before.into_iter().flat_map(active_of).collect();
-        let now: Vec<&Arc<AttemptRecord>> = now.into_iter().flat_map(active_of).collect();
-        let are_same =
-            before.len() == now.len() && before.iter().zip(&now).all(|(old, new)| Arc::ptr_eq(old, new));
-        if are_same {
+    /// Takes out the jobs at these places.
+    fn remove(&mut self, mut places: Vec<usize>) {
+        if places.is_empty() {
             return;
         }
-        for attempt in before {
+        places.sort_unstable();
+        let (mut places, mut at) = (places.into_iter().peekable(), 0);
+        let gone = self.jobs.extract_if(.., |_| {
+            let goes = places.next_if_eq(&at).is_some();
+            at += 1;
+            goes
+        });
+        for kept in gone {
+            self.wants_less |= kept.wants.is_some();
+            self.waits.remove(&kept.job.record.id);
+            self.orders.remove(&kept.job.record.id);
+        }
+    }
+
+    /// Takes in jobs, each at its place.
+    fn insert(&mut self, mut new: Vec<KeptJob>) {
+        self.orders.extend(new.iter().map(|kept| order_of(&kept.job)));
+        new.sort_by(|a, b| a.order().cmp(&b.order()));
+        let (last, first) = (self.jobs.last().map(KeptJob::order), new.first().map(KeptJob::order));
+        // Who has just come is the last, unless it has priority.
+        let is_in_order = last < first;
+        self.jobs.append(&mut new);
+        if !is_in_order {
+            self.jobs.sort_by(|a, b| a.order().cmp(&b.order()));
+        }
+    }
+
+    fn follow_attempts(&mut self, nodes: &DecideContext<'_>, before: Option<&Job>, now: Option<&Job>) {
+        let with_job = |job| active_of(job).map(move |attempt| (job, attempt));
+        let before: Vec<(&Job, &Arc<AttemptRecord>)> = before.into_iter().flat_map(with_job).collect();
+        let now: Vec<(&Job, &Arc<AttemptRecord>)> = now.into_iter().flat_map(with_job).collect();
+        let mut both = before.iter().zip(&now);
+        if before.len() == now.len() && both.all(|((_, old), (_, new))| Arc::ptr_eq(old, new)) {
+            return;
+        }
+        for (job, attempt) in before {
+            self.in_use.uncount(nodes, job, attempt);
             let stage = attempt.attempt.stage_ref();
             self.active.remove(&stage);
             for rank in firsts(attempt) {
@@ -129,8 +150,8 @@ impl Kept {
                 }
             }
         }
-        for attempt in now {
-            self.put_active(attempt);
+        for (job, attempt) in now {
+            self.put_active(nodes, job, attempt);
             super::stir(&mut self.trainers, &self.trainer_at, attempt);
         }
     }
@@ -151,7 +172,7 @@ impl Kept {
 /// Takes over what is seen of nodes; false if one has come or gone, or is to the others what it was not before.
 fn follow_nodes(nodes: &DecideContext<'_>, kind: NodeKind, kept: &mut [KeptNode]) -> bool {
     let known = nodes.known(kind);
-    let follow = |((_, view), kept): (&(&NodeRecord, Option<&NodeView>), &mut KeptNode)| {
+    let follow = |((_, view), kept): (&KnownNode<'_>, &mut KeptNode)| {
         let is_reachable = view.is_some_and(|view| nodes.is_reachable(view));
         if is_reachable != kept.is_reachable {
             return false;

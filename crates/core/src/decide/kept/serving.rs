@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use crate::decide::curation::{self, Made, OpenCurator};
 use crate::decide::kept::KeptJob;
-use crate::decide::passes::Decided;
 use crate::decide::servers::Servers;
 use crate::decide::{DecideContext, NEVER, PlanDraft, nodes, takes_work};
 use crate::ids::{IdMap, StageRef, Timestamp};
@@ -15,8 +14,6 @@ use crate::records::NodeKind;
 pub(super) struct Serving {
     /// By id.
     curators: Vec<Curator>,
-    /// The stages that were to be made when that was last divided, in order.
-    wanted: Vec<StageRef>,
     pub made: Made,
     /// What was divided holds until then.
     until: Timestamp,
@@ -61,7 +58,6 @@ impl Serving {
         Self {
             curators: curators.iter().map(new).collect(),
             servers: Servers::new(curators.iter().map(|(record, _)| &record.id)),
-            wanted: Vec::new(),
             made: Made::default(),
             until: Timestamp(0),
             served_by: IdMap::default(),
@@ -73,14 +69,15 @@ impl Serving {
         self.made.stages.contains(stage)
     }
 
-    /// Divides anew who makes what, unless nothing has changed that this rests on. What is returned was made by nobody before.
-    pub fn make(&mut self, nodes: &DecideContext<'_>, jobs: &[KeptJob], decided: &Decided) -> Vec<StageRef> {
-        let makes = jobs.iter().filter(|kept| kept.makes);
-        let wanted = makes.filter_map(|kept| {
-            let stage = curation::wanted_of(nodes, &kept.job, decided)?;
-            Some((stage, kept.job.record.spec.tenant.as_str()))
-        });
-        let wanted: Vec<(&StageRef, &str)> = wanted.collect();
+    /// Divides anew who makes what, unless nothing has changed that this rests on: then there is nothing to return. What is returned was made by
+    /// nobody before.
+    /// `wants_others`: the jobs want others to be made than before.
+    pub fn make(
+        &mut self,
+        nodes: &DecideContext<'_>,
+        jobs: &[KeptJob],
+        wants_others: bool,
+    ) -> Option<Vec<StageRef>> {
         let curators = open(nodes);
         let mut are_as_before = true;
         for (kept, (_, view)) in self.curators.iter_mut().zip(&curators) {
@@ -90,20 +87,24 @@ impl Serving {
                 are_as_before = false;
             }
         }
-        let is_wanted_too = self.wanted.iter().eq(wanted.iter().map(|(stage, _)| *stage));
         // Who has waited for something outside is asked by the time.
-        if are_as_before && is_wanted_too && nodes.now < self.until && nodes.seen.under_way.has_no_waits() {
-            return Vec::new();
+        let is_as_before = are_as_before && !wants_others && nodes.seen.under_way.has_no_waits();
+        if is_as_before && nodes.now < self.until {
+            return None;
         }
-        self.wanted = wanted.iter().map(|(stage, _)| (*stage).clone()).collect();
+        let wanted = jobs.iter().filter_map(|kept| {
+            let stage = kept.job.stages.get(kept.wants?)?;
+            Some((&stage.id, kept.job.record.spec.tenant.as_str()))
+        });
         nodes.holds_until();
-        let made = curation::spread(nodes, &curators, wanted);
+        let made = curation::spread(nodes, &curators, wanted.collect());
         self.until = nodes.holds_until();
         let before = std::mem::replace(&mut self.made, made);
         for (at, kept) in self.curators.iter_mut().enumerate() {
             kept.stirred |= self.made.by_curator.get(at) != before.by_curator.get(at);
         }
-        self.made.stages.iter().filter(|stage| !before.stages.contains(*stage)).cloned().collect()
+        let newly = self.made.stages.iter().filter(|stage| !before.stages.contains(*stage));
+        Some(newly.cloned().collect())
     }
 
     /// Follows whether the stage is trained, and is complete. Whether others serve it now.
