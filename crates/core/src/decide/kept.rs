@@ -96,6 +96,8 @@ struct Kept {
     trainers: Vec<KeptNode>,
     curators: Vec<KeptNode>,
     trainer_at: IdMap<NodeId, usize>,
+    /// Places of the trainers that hold slots for a job, or are told to give them back.
+    run_at: IdMap<JobId, BTreeSet<usize>>,
     /// A GPU of some node has failed.
     some_are_faulty: bool,
     gangs: IdMap<StageRef, Arc<GangView>>,
@@ -257,6 +259,7 @@ impl Kept {
             trainers: of_kind(NodeKind::Trainer),
             curators: of_kind(NodeKind::Curator),
             trainer_at: trainers.zip(0..).collect(),
+            run_at: IdMap::default(),
             some_are_faulty: nodes.seen.nodes.values().any(|view| view.health.device_fault.is_some()),
             gangs: nodes.seen.gangs.clone().into_iter().collect(),
             slots: free_slots(nodes, &active),
@@ -267,6 +270,11 @@ impl Kept {
             wants_less: false,
             waits: Waits::default(),
         };
+        for (at, (_, view)) in nodes.known(NodeKind::Trainer).iter().enumerate() {
+            for attempt in view.iter().flat_map(|view| &view.running) {
+                kept.run_at.entry(attempt.job.clone()).or_default().insert(at);
+            }
+        }
         for attempt in active.in_any_order() {
             if let Some(job) = nodes.state.job(&attempt.attempt.job) {
                 kept.put_active(nodes, job, attempt);
@@ -291,7 +299,7 @@ impl Kept {
         if self.some_are_faulty || !nodes.seen.failures.is_empty() {
             nodes::decide_cordons(nodes, &mut plan);
         }
-        self.stir_nodes(nodes, &decided, &looked_at);
+        self.stir_nodes(&decided, &looked_at);
         self.send(nodes, &decided, &looked_at, &mut plan);
         self.tell(&looked_at, &mut plan);
         plan.finish(self.waits.clone())
@@ -407,17 +415,14 @@ impl Kept {
     }
 
     /// Marks the nodes that jobs have, had or are about to have to do with.
-    fn stir_nodes(&mut self, nodes: &DecideContext<'_>, decided: &Decided, looked_at: &[usize]) {
-        let mut shaken: IdSet<&JobId> = IdSet::default();
+    fn stir_nodes(&mut self, decided: &Decided, looked_at: &[usize]) {
         for kept in looked_at.iter().filter_map(|at| self.jobs.get(*at)).filter(|kept| kept.is_shaken()) {
-            let begun = kept.job.stages.iter().filter(|stage| stage.attempt.is_some());
-            shaken.extend(begun.map(|stage| &stage.id.job));
+            stir_running(&mut self.trainers, &self.run_at, &kept.job.record.id);
             for stage in kept.job.stages.iter().map(|stage| &stage.id) {
                 let attempts = self.active.get(stage).into_iter().chain(decided.active.get(stage));
                 attempts.for_each(|attempt| stir(&mut self.trainers, &self.trainer_at, attempt));
             }
         }
-        stir_running(nodes, &mut self.trainers, &shaken);
     }
 
     /// The difference between what nodes do and what they should do.
@@ -514,14 +519,12 @@ fn stir(trainers: &mut [KeptNode], trainer_at: &IdMap<NodeId, usize>, attempt: &
     }
 }
 
-/// The same of those that hold slots for one of these jobs.
-fn stir_running(nodes: &DecideContext<'_>, trainers: &mut [KeptNode], jobs: &IdSet<&JobId>) {
-    if jobs.is_empty() {
-        return;
-    }
-    for ((_, view), kept) in nodes.known(NodeKind::Trainer).iter().zip(trainers) {
-        let mut running = view.iter().flat_map(|view| &view.running);
-        kept.stirred |= running.any(|attempt| jobs.contains(&attempt.job));
+/// The same of those that hold slots for the job.
+fn stir_running(trainers: &mut [KeptNode], run_at: &IdMap<JobId, BTreeSet<usize>>, job: &JobId) {
+    for at in run_at.get(job).into_iter().flatten() {
+        if let Some(kept) = trainers.get_mut(*at) {
+            kept.stirred = true;
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! Which jobs and nodes a decision has to look at.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::decide::jobs::node_slots;
 use crate::decide::kept::{Kept, KeptJob, KeptNode, active_of, firsts, order_of, stir_running};
 use crate::decide::{DecideContext, KnownNode, NEVER};
-use crate::ids::{IdSet, JobId, Timestamp};
+use crate::ids::{IdMap, IdSet, JobId, Timestamp};
 use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{ChangedJobs, Job};
 
@@ -14,16 +15,19 @@ impl Kept {
     pub(super) fn followed(mut self, nodes: &DecideContext<'_>, changed: &ChangedJobs) -> Option<Self> {
         let is_for_these = self.limits == *nodes.limits && self.since == nodes.seen.since;
         let follows = is_for_these
-            && follow_nodes(nodes, NodeKind::Trainer, &mut self.trainers)
-            && follow_nodes(nodes, NodeKind::Curator, &mut self.curators)
+            && follow_nodes(nodes, NodeKind::Trainer, &mut self.trainers, &mut self.run_at)
+            // They train nothing.
+            && follow_nodes(nodes, NodeKind::Curator, &mut self.curators, &mut IdMap::default())
             && self.gangs.len() <= nodes.seen.gangs.len();
         if !follows {
             return None;
         }
         self.follow_times(nodes);
         let spoken = self.follow_gangs(nodes);
-        let of_jobs = self.follow_jobs(nodes, changed);
-        stir_running(nodes, &mut self.trainers, &spoken.iter().chain(&of_jobs).collect());
+        self.follow_jobs(nodes, changed);
+        for job in spoken.iter().chain(changed.jobs()) {
+            stir_running(&mut self.trainers, &self.run_at, job);
+        }
         self.follow_slots(nodes);
         Some(self)
     }
@@ -64,17 +68,13 @@ impl Kept {
         spoken
     }
 
-    /// Takes over the jobs that have changed; those that have, or had, anything to do with nodes are returned.
-    fn follow_jobs(&mut self, nodes: &DecideContext<'_>, changed: &ChangedJobs) -> IdSet<JobId> {
-        let (mut of_nodes, mut gone, mut new) = (IdSet::default(), Vec::new(), Vec::new());
+    /// Takes over the jobs that have changed.
+    fn follow_jobs(&mut self, nodes: &DecideContext<'_>, changed: &ChangedJobs) {
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
         for id in changed.jobs() {
             let job = nodes.state.job_shared(id).filter(|job| !job.record.state.is_terminal());
             let at = self.place_of(id);
             let before = at.and_then(|at| self.jobs.get(at)).map(|kept| kept.job.clone());
-            let mut both = before.iter().chain(job);
-            if both.any(|job| job.stages.iter().any(|stage| stage.attempt.is_some())) {
-                of_nodes.insert(id.clone());
-            }
             self.follow_attempts(nodes, before.as_deref(), job.map(Arc::as_ref));
             match (at.and_then(|at| self.jobs.get_mut(at)), job) {
                 (Some(kept), Some(job)) if kept.order() == job.order() => kept.take(job),
@@ -95,7 +95,6 @@ impl Kept {
         if !new.is_empty() {
             self.insert(new);
         }
-        of_nodes
     }
 
     /// Takes out the jobs at these places.
@@ -170,9 +169,14 @@ impl Kept {
 }
 
 /// Takes over what is seen of nodes; false if one has come or gone, or is to the others what it was not before.
-fn follow_nodes(nodes: &DecideContext<'_>, kind: NodeKind, kept: &mut [KeptNode]) -> bool {
+fn follow_nodes(
+    nodes: &DecideContext<'_>,
+    kind: NodeKind,
+    kept: &mut [KeptNode],
+    run_at: &mut IdMap<JobId, BTreeSet<usize>>,
+) -> bool {
     let known = nodes.known(kind);
-    let follow = |((_, view), kept): (&KnownNode<'_>, &mut KeptNode)| {
+    let follow = |(at, ((_, view), kept)): (usize, (&KnownNode<'_>, &mut KeptNode))| {
         let is_reachable = view.is_some_and(|view| nodes.is_reachable(view));
         if is_reachable != kept.is_reachable {
             return false;
@@ -180,6 +184,17 @@ fn follow_nodes(nodes: &DecideContext<'_>, kind: NodeKind, kept: &mut [KeptNode]
         match (view, &kept.view) {
             (Some(view), Some(before)) if view.shares_facts_with(before) => true,
             (Some(view), Some(before)) if view.is_as(before) => {
+                for attempt in &before.running {
+                    if let Some(places) = run_at.get_mut(&attempt.job) {
+                        places.remove(&at);
+                        if places.is_empty() {
+                            run_at.remove(&attempt.job);
+                        }
+                    }
+                }
+                for attempt in &view.running {
+                    run_at.entry(attempt.job.clone()).or_default().insert(at);
+                }
                 kept.view = Some((*view).clone());
                 kept.stirred = true;
                 true
@@ -188,5 +203,5 @@ fn follow_nodes(nodes: &DecideContext<'_>, kind: NodeKind, kept: &mut [KeptNode]
             (Some(_), Some(_) | None) | (None, Some(_)) => false,
         }
     };
-    known.len() == kept.len() && known.iter().zip(kept).all(follow)
+    known.len() == kept.len() && known.iter().zip(kept).enumerate().all(follow)
 }

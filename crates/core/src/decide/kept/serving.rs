@@ -45,6 +45,16 @@ fn open<'a>(nodes: &DecideContext<'a>) -> Vec<OpenCurator<'a>> {
     nodes.open_to_work(NodeKind::Curator).collect()
 }
 
+/// Whether what the curator serves alone is another than before: nothing that may be to be made, and it refuses the same.
+fn makes_the_same(nodes: &DecideContext<'_>, before: &NodeView, now: &NodeView) -> bool {
+    let may_be_made = |stage: &StageRef| {
+        let job = nodes.state.job(&stage.job);
+        job.is_some_and(|job| job.facts().makes == job.stage_index(stage.stage.as_str()))
+    };
+    let mut others = before.curating.symmetric_difference(&now.curating);
+    before.refused == now.refused && !others.any(may_be_made)
+}
+
 impl Serving {
     pub fn new(nodes: &DecideContext<'_>) -> Self {
         let curators = open(nodes);
@@ -82,9 +92,9 @@ impl Serving {
         let mut are_as_before = true;
         for (kept, (_, view)) in self.curators.iter_mut().zip(&curators) {
             if !kept.view.shares_facts_with(view) {
+                are_as_before &= makes_the_same(nodes, &kept.view, view);
                 kept.view = (*view).clone();
                 kept.stirred = true;
-                are_as_before = false;
             }
         }
         // Who has waited for something outside is asked by the time.
@@ -160,8 +170,12 @@ impl Serving {
             if !kept.stirred && nodes.now < kept.until {
                 continue;
             }
-            let wanted: BTreeSet<&StageRef> = kept.serves.iter().chain(makes).collect();
-            let wanted: Vec<&StageRef> = wanted.into_iter().collect();
+            let mut wanted: Vec<&StageRef> = kept.serves.iter().collect();
+            for stage in makes {
+                if let Err(at) = wanted.binary_search(&stage) {
+                    wanted.insert(at, stage);
+                }
+            }
             let sent = plan.sends.len();
             nodes.holds_until();
             nodes::curator_sends(nodes, record, view, &wanted, plan);
