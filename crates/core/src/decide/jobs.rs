@@ -11,7 +11,7 @@ use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption,
 use crate::holdings::Holdings;
 use crate::ids::{AttemptRef, IdMap, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
-use crate::observed::{GangView, NodeFailure, NodeReport, NodeView};
+use crate::observed::{GangView, NodeFailure, NodeReport, NodeView, RESCUE_WITHIN};
 use crate::placement::{self, NodeSlots, Slots};
 use crate::records::{AttemptRecord, JobRecord, NodeKind, NodeRecord, RankPlacement, Record};
 use crate::state::{Job, Stage};
@@ -394,6 +394,9 @@ impl<'a, 'p> JobPass<'a, 'p> {
 
     /// Whether ranks on nodes in sight may be saving what the gang had done before one of them died.
     fn is_being_rescued(&self, gang: &GangView, attempt: &AttemptRecord) -> bool {
+        if gang.rank_died_at.is_none_or(|at| self.nodes.has_passed(at, RESCUE_WITHIN)) {
+            return false;
+        }
         let nodes = attempt.ranks.iter().filter(|rank| {
             let view = self.nodes.view(&rank.node);
             view.is_some_and(|view| view.connected && view.incarnation == rank.incarnation)

@@ -43,6 +43,7 @@ use crate::state::{ChangedJobs, ClusterState, Job, Stage};
 #[derive(Default)]
 pub struct Decider {
     kept: Option<Kept>,
+    jobs_looked_at: usize,
 }
 
 impl Decider {
@@ -65,8 +66,14 @@ impl Decider {
         let followed = before.and_then(|before| before.followed(&nodes, changed));
         let mut kept = followed.unwrap_or_else(|| Kept::anew(&nodes, list.clone(), full_tenants));
         let plan = kept.decide(&nodes);
+        self.jobs_looked_at = kept.jobs.iter().filter(|kept| kept.looked_at).count();
         self.kept = can_be_kept.then_some(kept);
         plan
+    }
+
+    /// Jobs of which the last decision has asked more than whether others are told the same.
+    pub fn jobs_looked_at(&self) -> usize {
+        self.jobs_looked_at
     }
 }
 
@@ -320,7 +327,7 @@ impl Kept {
             let Some(job) = nodes.state.job(&kept.job.record.id) else { continue };
             let before = pass.extent();
             idle.extend(pass.decide_job(job).map(|idle| (at, idle)));
-            // Who was just told something is looked at once more, and whoever is near it.
+            // What was decided of it last time may not have come about: whoever was near it is looked at too.
             kept.due = kept.is_shaken();
             kept.stirs = pass.extent() != before;
             kept.place = Place::Elsewhere;
@@ -479,10 +486,8 @@ impl Kept {
 
     fn place_of(&self, id: &JobId) -> Option<usize> {
         let (priority, submitted) = self.orders.get(id).copied()?;
-        let at = self.jobs.binary_search_by(|kept| kept.order().cmp(&(priority, submitted, id)));
-        // By what tenants have used they are in another order.
-        let by_share = || self.jobs.iter().position(|kept| kept.job.record.id == *id);
-        if self.limits.quotas.fair_share.is_none() { at.ok() } else { by_share() }
+        // By what tenants have used they are in another order; but then all are looked at, and nothing is kept.
+        self.jobs.binary_search_by(|kept| kept.order().cmp(&(priority, submitted, id))).ok()
     }
 
     fn put_active(&mut self, nodes: &DecideContext<'_>, job: &Job, attempt: &Arc<AttemptRecord>) {
