@@ -53,7 +53,7 @@ pub use request::{
 
 use crate::config::Config;
 use crate::curves::CurveHub;
-use crate::engine::deciding::Pending;
+use crate::engine::deciding::{Pending, Retold};
 use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
 use crate::engine::paced::{Pace, Paced};
@@ -131,6 +131,7 @@ pub struct Engine {
     clock: SteadyClock,
     /// Has what the last decision has left for the next one.
     decider: Decider,
+    retold: Retold,
     waits: Arc<Waits>,
     waiting: WaitClock,
     suspension: Suspension,
@@ -180,6 +181,7 @@ pub async fn run(
         began: Instant::now(),
         clock: SteadyClock::new(now),
         decider: Decider::default(),
+        retold: Retold::All,
         waits: Arc::default(),
         waiting: WaitClock::default(),
         suspension: Suspension::default(),

@@ -101,6 +101,23 @@ impl Changed {
     }
 }
 
+/// Jobs of which it is to be looked at whether they wait for something else than those who ask are told.
+#[derive(Debug)]
+pub(super) enum Retold {
+    All,
+    Some(BTreeSet<JobId>),
+}
+
+impl Retold {
+    fn add<'a>(&mut self, jobs: Option<impl IntoIterator<Item = &'a JobId>>) {
+        match (self, jobs) {
+            (Self::All, _) => {}
+            (Self::Some(known), Some(jobs)) => known.extend(jobs.into_iter().cloned()),
+            (this @ Self::Some(_), None) => *this = Self::All,
+        }
+    }
+}
+
 impl Engine {
     /// What is to be sent, if it is time to decide, or what was decided beside is there: as soon as something that decisions rest
     /// on has changed, and now and then since time passes. In a cluster so large that a decision takes long, changes are gathered
@@ -109,6 +126,7 @@ impl Engine {
         if let Some(mut pending) = self.pending.take() {
             return match pending.plan.try_recv() {
                 Ok((plan, decider)) => {
+                    self.retold.add(decider.told_anew());
                     self.decider = decider;
                     self.take_over(plan, pending, now)
                 }
@@ -172,6 +190,7 @@ impl Engine {
         let plan = timed(&self.around.metrics.decide_seconds, || {
             self.decider.decide(&self.state, &changed, &self.observed, &self.limits, now)
         });
+        self.retold.add(self.decider.told_anew());
         self.carry_out(plan, began, now)
     }
 
@@ -216,7 +235,11 @@ impl Engine {
         let decided = plan.sends.len();
         plan.sends.retain(|send| changed.allows(send));
         self.undecided |= plan.sends.len() < decided;
-        self.carry_out(plan, began, now)
+        self.retold.add(Some(&changed.jobs));
+        let sends = self.carry_out(plan, began, now);
+        // Of these the next decision may say what this one has said.
+        self.retold.add(Some(&changed.jobs));
+        sends
     }
 
     fn look_for_lost_nodes(&mut self, now: Timestamp) {
@@ -243,13 +266,22 @@ impl Engine {
         for write in writes {
             self.write(write);
         }
-        for (job, _) in waits.iter() {
-            if !waits.says_the_same(&self.waits, job) {
-                self.progressed.insert(job.clone());
+        match std::mem::replace(&mut self.retold, Retold::Some(BTreeSet::new())) {
+            Retold::All => {
+                let news = waits.iter().filter(|(job, _)| !waits.says_the_same(&self.waits, job));
+                self.progressed.extend(news.map(|(job, _)| job.clone()));
+                self.waiting.update(&waits, now);
+            }
+            Retold::Some(jobs) => {
+                for job in jobs {
+                    self.waiting.follow(&job, &waits, now);
+                    if waits.get(&job).is_some() && !waits.says_the_same(&self.waits, &job) {
+                        self.progressed.insert(job);
+                    }
+                }
             }
         }
         self.waits = Arc::new(waits);
-        self.waiting.update(&self.waits, now);
         for change in &changes {
             self.tell(change);
         }

@@ -20,19 +20,22 @@
 
 mod classes;
 mod following;
+mod passing;
 mod serving;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::decide::jobs::{JobPass, decide_lacking, free_slots};
+use crate::decide::jobs::{decide_lacking, free_slots};
 use crate::decide::kept::classes::{ClassId, Classes};
 use crate::decide::kept::serving::Serving;
-use crate::decide::passes::{Active, Decided, Idle, InUse};
-use crate::decide::placing::{Prepared, Ready, Turn, slots_of};
-use crate::decide::{DecideContext, KnownNode, Limits, NEVER, NodeList, PendingReason, Plan, PlanDraft, Waits};
+use crate::decide::kept::told::Told;
+use crate::decide::passes::{Active, Decided, InUse};
+use crate::decide::placing::slots_of;
+use crate::decide::{DecideContext, KnownNode, Limits, NEVER, NodeList, PendingReason, Plan, PlanDraft};
 use crate::decide::{curation, nodes, stage_precision, takes_work};
-use crate::ids::{IdMap, IdSet, JobId, NodeId, StageRef, Timestamp};
+use crate::ids::{IdMap, JobId, NodeId, StageRef, Timestamp};
 use crate::job::JobState;
 use crate::observed::{GangView, NodeView, Observed};
 use crate::placement::Slots;
@@ -44,6 +47,8 @@ use crate::state::{ChangedJobs, ClusterState, Job, Stage};
 pub struct Decider {
     kept: Option<Kept>,
     jobs_looked_at: usize,
+    /// None if that is not known.
+    told_anew: Option<Vec<JobId>>,
 }
 
 impl Decider {
@@ -64,11 +69,18 @@ impl Decider {
         let can_be_kept = can_be_kept(&nodes);
         let before = before.filter(|before| can_be_kept && before.full_tenants == full_tenants);
         let followed = before.and_then(|before| before.followed(&nodes, changed));
+        let follows = followed.is_some();
         let mut kept = followed.unwrap_or_else(|| Kept::anew(&nodes, list.clone(), full_tenants));
         let plan = kept.decide(&nodes);
         self.jobs_looked_at = kept.jobs.iter().filter(|kept| kept.looked_at).count();
+        self.told_anew = Some(kept.waits.take_told()).filter(|_| follows);
         self.kept = can_be_kept.then_some(kept);
         plan
+    }
+
+    /// Jobs that may wait for something else, by the last decision, than by the one before, or wait no more; none if it may be all.
+    pub fn told_anew(&self) -> Option<&[JobId]> {
+        self.told_anew.as_deref()
     }
 
     /// Jobs of which the last decision has asked more than whether others are told the same.
@@ -115,7 +127,7 @@ struct Kept {
     serving: Serving,
     /// A job has gone whose pairs were to be made.
     wants_less: bool,
-    waits: Waits,
+    waits: Told,
 }
 
 struct KeptJob {
@@ -196,7 +208,7 @@ impl KeptJob {
         self.due || self.stirs
     }
 
-    fn tell(&mut self, wait: Option<Arc<PendingReason>>, waits: &mut Waits) {
+    fn tell(&mut self, wait: Option<Arc<PendingReason>>, waits: &mut Told) {
         let is_same = match (&self.told, &wait) {
             (Some(told), Some(wait)) => Arc::ptr_eq(told, wait) || told == wait,
             (None, None) => true,
@@ -205,11 +217,7 @@ impl KeptJob {
         if is_same {
             return;
         }
-        let id = &self.job.record.id;
-        match &wait {
-            Some(wait) => waits.share(id.clone(), wait.clone()),
-            None => waits.remove(id),
-        }
+        waits.tell(&self.job.record.id, wait.clone());
         self.told = wait;
     }
 }
@@ -275,7 +283,7 @@ impl Kept {
             classes: Classes::default(),
             serving: Serving::new(nodes),
             wants_less: false,
-            waits: Waits::default(),
+            waits: Told::default(),
         };
         for (at, (_, view)) in nodes.known(NodeKind::Trainer).iter().enumerate() {
             for attempt in view.iter().flat_map(|view| &view.running) {
@@ -309,55 +317,7 @@ impl Kept {
         self.stir_nodes(&decided, &looked_at);
         self.send(nodes, &decided, &looked_at, &mut plan);
         self.tell(&looked_at, &mut plan);
-        plan.finish(self.waits.clone())
-    }
-
-    /// Ends what cannot go on, and places what waits, of the jobs that are due.
-    fn decide_jobs(&mut self, nodes: &DecideContext<'_>, plan: &mut PlanDraft) -> Decided {
-        let Self { jobs, classes, waits, .. } = self;
-        let start = (self.active.clone(), self.slots.clone(), self.in_use.clone());
-        let mut pass = JobPass::new(nodes, plan, start, self.full_tenants.clone());
-        nodes.holds_until();
-        let mut idle: Vec<(usize, Idle<'_>)> = Vec::new();
-        for (at, kept) in jobs.iter_mut().enumerate() {
-            kept.looked_at = kept.is_shaken() || nodes.now >= kept.until;
-            if !kept.looked_at {
-                continue;
-            }
-            let Some(job) = nodes.state.job(&kept.job.record.id) else { continue };
-            let before = pass.extent();
-            idle.extend(pass.decide_job(job).map(|idle| (at, idle)));
-            // What was decided of it last time may not have come about: whoever was near it is looked at too.
-            kept.due = kept.is_shaken();
-            kept.stirs = pass.extent() != before;
-            kept.place = Place::Elsewhere;
-            kept.until = if is_watched(job) { Timestamp(0) } else { nodes.holds_until() };
-        }
-        pass.begin_placing();
-        let mut ready: Vec<(usize, Ready<'_>)> = Vec::new();
-        for (at, idle) in idle {
-            let Some(kept) = jobs.get_mut(at) else { continue };
-            let (before, index) = (pass.extent(), idle.index);
-            nodes.holds_until();
-            match pass.prepare(idle) {
-                Prepared::Ready(one) => {
-                    let class = (!kept.stirs && !is_watched(one.job)).then(|| classes.of(nodes, &one));
-                    kept.place = Place::Ready(class.flatten());
-                    ready.push((at, one));
-                }
-                Prepared::Lacks(needed) => kept.place = Place::Lacks { index, needed, made: false },
-                Prepared::Waits => {}
-            }
-            kept.until = kept.until.min(nodes.holds_until());
-            kept.stirs |= pass.extent() != before;
-        }
-        if nodes.limits.quotas.queues.guarantee() {
-            pass.place_on_sure(&mut ready);
-        }
-        place_ready(nodes, &mut pass, jobs, classes, waits, ready);
-        let small = jobs.iter().filter(|kept| kept.is_small);
-        pass.grow(small.filter_map(|kept| nodes.state.job(&kept.job.record.id)));
-        pass.decided
+        plan.finish(self.waits.all().clone())
     }
 
     /// Something was decided of these jobs.
@@ -530,68 +490,5 @@ fn stir_running(trainers: &mut [KeptNode], run_at: &IdMap<JobId, BTreeSet<usize>
         if let Some(kept) = trainers.get_mut(*at) {
             kept.stirred = true;
         }
-    }
-}
-
-/// Gives slots to the jobs that lack nothing else, in order, as far as there are any, and tells the others what they wait for.
-/// `ready`: those that have been looked at.
-fn place_ready<'a>(
-    nodes: &DecideContext<'a>,
-    pass: &mut JobPass<'a, '_>,
-    jobs: &mut [KeptJob],
-    classes: &mut Classes,
-    waits: &mut Waits,
-    ready: Vec<(usize, Ready<'a>)>,
-) {
-    let failed: IdSet<&StageRef> = nodes.seen.failures.stages().collect();
-    let mut ready = ready.into_iter().peekable();
-    classes.begin();
-    for (at, kept) in jobs.iter_mut().enumerate() {
-        let looked_at = ready.next_if(|(of, _)| *of == at).map(|(_, ready)| ready);
-        let Place::Ready(class) = kept.place else { continue };
-        // Who was looked at and is not ready any more has been given what its queue is sure of.
-        if kept.looked_at && looked_at.is_none() {
-            continue;
-        }
-        let Some(stage) = kept.job.current_stage().and_then(|index| kept.job.stages.get(index)) else {
-            continue;
-        };
-        let is_alone = failed.contains(&stage.id) || pass.found.stopping.contains(&stage.id);
-        let class = class.filter(|_| !is_alone);
-        if let Some(told) = class.and_then(|class| classes.told(class)) {
-            kept.tell(Some(told), waits);
-            continue;
-        }
-        let Some(one) = looked_at.or_else(|| prepared(nodes, pass, kept)) else {
-            kept.stirs = true;
-            continue;
-        };
-        let before = pass.standing();
-        pass.place_or_wait(&one, Turn::Shared);
-        let is_as_before = pass.standing() == before;
-        let Some(wait) = pass.plan.waits.remove(&kept.job.record.id) else { continue };
-        let wait = match class {
-            Some(class) if is_as_before => classes.tell(class, wait),
-            Some(_) | None => Arc::new(wait),
-        };
-        if !is_as_before {
-            classes.begin();
-        }
-        kept.tell(Some(wait), waits);
-    }
-}
-
-/// The job as it was ready when it was looked at: nothing of that has changed since.
-fn prepared<'a>(
-    nodes: &DecideContext<'a>,
-    pass: &mut JobPass<'a, '_>,
-    kept: &KeptJob,
-) -> Option<Ready<'a>> {
-    let job = nodes.state.job(&kept.job.record.id)?;
-    let index = job.current_stage()?;
-    let last = job.stages.get(index)?.attempt.clone();
-    match pass.prepare(Idle { job, index, last }) {
-        Prepared::Ready(ready) => Some(ready),
-        Prepared::Lacks(_) | Prepared::Waits => None,
     }
 }

@@ -8,7 +8,9 @@ use crescendo_core::ids::{StageRef, Tenant};
 use crescendo_core::observed::NodeFailure;
 use crescendo_core::queues::{Queue, QueueOrder, Queues};
 use crescendo_core::quotas::{Quotas, TenantLimits};
-use crescendo_core::records::{FailureKind, NodeKind};
+use crescendo_core::records::{
+    FailureKind, NodeKind, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
+};
 use crescendo_core::under_way::UnitProgress;
 use proptest::prelude::*;
 
@@ -19,11 +21,12 @@ use crate::world::{Act, World, classes, spec_of};
 #[derive(Clone, Copy, Debug)]
 enum Happening {
     Act(Act),
-    /// Of one of two tenants, and perhaps for a minute at most.
+    /// Of one of two tenants. `limited`: for a minute at most; `ready`: with all the pairs of its first stage.
     Submit {
         request: u8,
         shape: (u8, u8, u8, u8),
         limited: bool,
+        ready: bool,
     },
     RanksFail {
         node: u8,
@@ -44,10 +47,10 @@ enum Happening {
         node: u8,
         job: u8,
     },
-    /// What is decided is not carried out.
-    Dropped,
+    /// Time in which nothing is heard of one node, or of none.
     Passes {
         seconds: u8,
+        silent: u8,
     },
 }
 
@@ -56,15 +59,14 @@ fn happenings() -> impl Strategy<Value = Happening> {
     let kind = prop_oneof![Just(FailureKind::Source), Just(FailureKind::Passing)];
     prop_oneof![
         30 => acts().prop_map(Happening::Act),
-        6 => (n(), (n(), n(), n(), n()), prop::bool::weighted(0.2)).prop_map(|(request, shape, limited)| {
-            Happening::Submit { request, shape, limited }
-        }),
+        12 => (n(), (n(), n(), n(), n()), prop::bool::weighted(0.2), prop::bool::weighted(0.8)).prop_map(
+            |(request, shape, limited, ready)| Happening::Submit { request, shape, limited, ready }
+        ),
         2 => (n(), n()).prop_map(|(node, kind)| Happening::RanksFail { node, kind }),
         1 => n().prop_map(|node| Happening::Refuses { node }),
         1 => (n(), n(), kind).prop_map(|(node, job, kind)| Happening::FailsAt { node, job, kind }),
         1 => (n(), n()).prop_map(|(node, job)| Happening::WaitsOutside { node, job }),
-        4 => Just(Happening::Dropped),
-        4 => (0u8..50).prop_map(|seconds| Happening::Passes { seconds }),
+        8 => (0u8..50, 0u8..8).prop_map(|(seconds, silent)| Happening::Passes { seconds, silent }),
     ]
 }
 
@@ -94,16 +96,30 @@ fn quotas() -> impl Strategy<Value = Quotas> {
     ]
 }
 
+fn all_pairs(stage: &StageRef) -> UnitRecord {
+    let shard = ShardRecord { path: "p".into(), pairs: 8, size_bytes: 100, sha256: "b".repeat(64) };
+    let result =
+        UnitResult { shard, rejected: BTreeMap::new(), scores: Default::default(), exhausted: true };
+    UnitRecord { lease_generation: 1, state: UnitState::Done(result), ..UnitRecord::new(stage, 0) }
+}
+
 impl World {
-    fn happen(&mut self, happening: Happening) {
+    /// `dropped`: what is decided then is not carried out.
+    fn happen(&mut self, happening: Happening, dropped: bool) {
         self.now = self.now.plus(Duration::from_millis(10));
         match happening {
             Happening::Act(act) => self.perform(act),
-            Happening::Submit { request, shape: (gpus, min_gpus, stages, priority), limited } => {
+            Happening::Submit { request, shape: (gpus, min_gpus, stages, priority), limited, ready } => {
+                let before = self.state.open_count();
                 let mut spec = spec_of(gpus, min_gpus, stages, priority);
                 spec.tenant = format!("t{}", request % 2);
                 spec.time_limit_minutes = limited.then_some(1);
-                self.submit_as(&format!("k{request}"), spec);
+                let job = self.submit_as(&format!("k{request}"), spec);
+                if ready && self.state.open_count() > before {
+                    let stage = &self.state.job(&job).expect("it was submitted").stages[0];
+                    let unit = all_pairs(&stage.id);
+                    self.apply(vec![Write::Put(Record::Unit(unit))]);
+                }
             }
             Happening::RanksFail { node, kind } => {
                 let kinds = [NodeFailure::Permanent, NodeFailure::PeerLost, NodeFailure::RankDied];
@@ -132,14 +148,14 @@ impl World {
                     self.seen.under_way.put(&stage, &node, progress);
                 }
             }
-            Happening::Dropped => {
-                self.decide();
-                return;
+            Happening::Passes { seconds, silent } => {
+                self.wait_without(Duration::from_secs(seconds.into()), silent);
             }
-            Happening::Passes { seconds } => self.now = self.now.plus(Duration::from_secs(seconds.into())),
         }
         let plan = self.decide();
-        self.carry_out(plan);
+        if !dropped {
+            self.carry_out(plan);
+        }
     }
 
     fn some_stage(&self, job: u8) -> Option<StageRef> {
@@ -168,12 +184,12 @@ proptest! {
     #[test]
     fn what_is_kept_decides_as_who_looks_at_all(
         quotas in quotas(),
-        happenings in prop::collection::vec(happenings(), 1..150),
+        happenings in prop::collection::vec((happenings(), prop::bool::weighted(0.2)), 1..150),
     ) {
         let mut world = World::of(quotas);
         (0..5).for_each(|node| world.perform(Act::StartNode { node }));
-        for happening in happenings {
-            world.happen(happening);
+        for (happening, dropped) in happenings {
+            world.happen(happening, dropped);
         }
     }
 }

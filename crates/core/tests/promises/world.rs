@@ -328,7 +328,7 @@ impl World {
         self.submit_as(&format!("r{}", request % 4), spec);
     }
 
-    pub fn submit_as(&mut self, request: &str, spec: JobSpec) {
+    pub fn submit_as(&mut self, request: &str, spec: JobSpec) -> JobId {
         let request = RequestId::parse(request).expect("valid");
         let spec_json: Arc<[u8]> = format!("{spec:?}").into_bytes().into();
         let submission =
@@ -344,9 +344,10 @@ impl World {
                 assert_eq!(submitted.already, known.is_some(), "a request id makes one job");
                 assert!(known.is_none_or(|known| *known == submitted.job), "a request id names one job");
                 self.apply(submitted.writes);
-                self.submitted.insert(request, submitted.job);
+                self.submitted.insert(request, submitted.job.clone());
+                submitted.job
             }
-            Err(RequestError::Exists { .. }) => assert!(self.submitted.contains_key(&request)),
+            Err(RequestError::Exists { .. }) => self.submitted[&request].clone(),
             Err(refused) => panic!("{refused}"),
         }
     }
@@ -699,8 +700,14 @@ impl World {
     }
 
     fn wait(&mut self, time: Duration) {
+        self.wait_without(time, u8::MAX);
+    }
+
+    /// Time passes in which nothing is heard of one node, if there is one of that number.
+    pub fn wait_without(&mut self, time: Duration, silent: u8) {
         self.now = self.now.plus(time);
-        for node in self.nodes.iter().filter(|node| node.connected) {
+        let heard = self.nodes.iter().zip(0u8..).filter(|(_, number)| *number != silent);
+        for (node, _) in heard.filter(|(node, _)| node.connected) {
             self.seen.heard(&node.id, self.now);
         }
     }
@@ -716,7 +723,7 @@ impl World {
         (!ids.is_empty()).then(|| ids[usize::from(job) % ids.len()].clone())
     }
 
-    fn apply(&mut self, writes: Vec<Write>) {
+    pub fn apply(&mut self, writes: Vec<Write>) {
         for write in writes {
             if let Write::Put(record) = &write {
                 self.seen.learn(record, self.now);

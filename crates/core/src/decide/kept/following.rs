@@ -111,7 +111,7 @@ impl Kept {
         });
         for kept in gone {
             self.wants_less |= kept.wants.is_some();
-            self.waits.remove(&kept.job.record.id);
+            self.waits.tell(&kept.job.record.id, None);
             self.orders.remove(&kept.job.record.id);
         }
     }
