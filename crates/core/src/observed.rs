@@ -87,7 +87,8 @@ impl NodeView {
     /// What the node is to others is the same: its process, session and health, and whether it is about to leave.
     pub(crate) fn is_as(&self, other: &Self) -> bool {
         let ours = (&self.incarnation, self.connected, self.draining, &self.health, &self.forgiven_fault);
-        let theirs = (&other.incarnation, other.connected, other.draining, &other.health, &other.forgiven_fault);
+        let theirs =
+            (&other.incarnation, other.connected, other.draining, &other.health, &other.forgiven_fault);
         ours == theirs
     }
 
@@ -304,7 +305,8 @@ impl Observed {
             self.rivals.remove(&node);
         }
         // Of those that still run it is remembered what they hold.
-        let slots = self.nodes.get_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
+        let slots =
+            self.nodes.get_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
         let slots = slots.into_iter().filter(|(attempt, _)| running.contains(attempt)).collect();
         let known = self.nodes.get(&node).filter(|known| known.incarnation == incarnation);
         let forgiven_fault = known.and_then(|known| known.forgiven_fault.clone());
@@ -779,7 +781,8 @@ impl GangView {
 
     /// Whether it has come no further than by steps.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
-        let Self { attempt, nodes, hang, lost_nodes, rank_died_at, progress: _, stepped_at: _, ranks: _ } = self;
+        let Self { attempt, nodes, hang, lost_nodes, rank_died_at, progress: _, stepped_at: _, ranks: _ } =
+            self;
         *attempt == other.attempt
             && *nodes == other.nodes
             && *hang == other.hang

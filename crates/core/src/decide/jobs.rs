@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::decide::lost::lost_pairs;
 use crate::decide::curation::Made;
+use crate::decide::lost::lost_pairs;
 use crate::decide::passes::{Active, Decided, FirstWaiting, Found, Idle, InUse, Limit, Wants};
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
 use crate::holdings::Holdings;
@@ -381,9 +381,8 @@ impl<'a, 'p> JobPass<'a, 'p> {
             return None;
         }
         let nodes = attempt.by_node().filter_map(<[RankPlacement]>::first);
-        let mut heard = nodes.map(|rank| {
-            (&rank.node, self.nodes.view(&rank.node).map_or(since, |view| view.last_heard))
-        });
+        let mut heard =
+            nodes.map(|rank| (&rank.node, self.nodes.view(&rank.node).map_or(since, |view| view.last_heard)));
         let (node, heard) = heard.find(|(_, heard)| self.nodes.has_passed(*heard, lost_after))?;
         let silence = self.nodes.now.since(heard).as_secs();
         Some(Ending {

@@ -367,7 +367,9 @@ impl Kept {
     ) -> BTreeSet<StageRef> {
         let mut stages: BTreeSet<StageRef> = newly_made.into_iter().collect();
         let jobs = looked_at.iter().filter_map(|at| self.jobs.get(*at));
-        for stage in jobs.flat_map(|kept| &kept.job.stages).map(|stage| &stage.id) {
+        // Of those that are looked at because time has passed, and of which nothing was decided, all is as before.
+        let changed = jobs.filter(|kept| kept.is_shaken() || is_watched(&kept.job));
+        for stage in changed.flat_map(|kept| &kept.job.stages).map(|stage| &stage.id) {
             let is_trained = decided.active.contains(stage);
             if is_trained || self.serving.is_made(stage) {
                 stages.insert(stage.clone());

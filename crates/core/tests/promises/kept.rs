@@ -98,8 +98,7 @@ fn quotas() -> impl Strategy<Value = Quotas> {
 
 fn all_pairs(stage: &StageRef) -> UnitRecord {
     let shard = ShardRecord { path: "p".into(), pairs: 8, size_bytes: 100, sha256: "b".repeat(64) };
-    let result =
-        UnitResult { shard, rejected: BTreeMap::new(), scores: Default::default(), exhausted: true };
+    let result = UnitResult { shard, rejected: BTreeMap::new(), scores: Default::default(), exhausted: true };
     UnitRecord { lease_generation: 1, state: UnitState::Done(result), ..UnitRecord::new(stage, 0) }
 }
 

@@ -199,11 +199,7 @@ impl World {
         Self {
             state: ClusterState::default(),
             seen: Observed::new(Timestamp(1_000_000)),
-            limits: Limits {
-                max_failures_in_a_row: 1000,
-                quotas: Arc::new(quotas),
-                ..Limits::default()
-            },
+            limits: Limits { max_failures_in_a_row: 1000, quotas: Arc::new(quotas), ..Limits::default() },
             now: Timestamp(1_000_000),
             nodes: (0..TRAINERS + CURATORS).map(node).collect(),
             leases: Vec::new(),

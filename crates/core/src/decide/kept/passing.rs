@@ -109,11 +109,7 @@ fn place_ready<'a>(
 }
 
 /// The job as it was ready when it was looked at: nothing of that has changed since.
-fn prepared<'a>(
-    nodes: &DecideContext<'a>,
-    pass: &mut JobPass<'a, '_>,
-    kept: &KeptJob,
-) -> Option<Ready<'a>> {
+fn prepared<'a>(nodes: &DecideContext<'a>, pass: &mut JobPass<'a, '_>, kept: &KeptJob) -> Option<Ready<'a>> {
     let job = nodes.state.job(&kept.job.record.id)?;
     let index = job.current_stage()?;
     let last = job.stages.get(index)?.attempt.clone();
