@@ -258,7 +258,8 @@ impl Kept {
         list: Arc<NodeList>,
         full_tenants: BTreeMap<String, (u64, u64)>,
     ) -> Self {
-        let mut jobs: Vec<KeptJob> = nodes.state.open_shared().map(KeptJob::new).collect();
+        let mut jobs = Vec::with_capacity(nodes.state.open_count());
+        jobs.extend(nodes.state.open_shared().map(KeptJob::new));
         nodes.put_in_order(&mut jobs, |kept| &kept.job);
         let active: Active = jobs.iter().flat_map(|kept| active_of(&kept.job)).cloned().collect();
         let of_kind = |kind| nodes.known(kind).iter().map(|seen| KeptNode::new(nodes, seen)).collect();
@@ -369,7 +370,10 @@ impl Kept {
         let jobs = looked_at.iter().filter_map(|at| self.jobs.get(*at));
         // Of those that are looked at because time has passed, and of which nothing was decided, all is as before.
         let changed = jobs.filter(|kept| kept.is_shaken() || is_watched(&kept.job));
-        for stage in changed.flat_map(|kept| &kept.job.stages).map(|stage| &stage.id) {
+        let mut changed: Vec<&StageRef> =
+            changed.flat_map(|kept| &kept.job.stages).map(|stage| &stage.id).collect();
+        changed.sort_unstable();
+        for stage in changed {
             let is_trained = decided.active.contains(stage);
             if is_trained || self.serving.is_made(stage) {
                 stages.insert(stage.clone());

@@ -28,6 +28,7 @@ enum Happening {
         limited: bool,
         ready: bool,
     },
+    /// Ranks that are on the node, or are to be, end.
     RanksFail {
         node: u8,
         kind: u8,
@@ -62,7 +63,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         12 => (n(), (n(), n(), n(), n()), prop::bool::weighted(0.2), prop::bool::weighted(0.8)).prop_map(
             |(request, shape, limited, ready)| Happening::Submit { request, shape, limited, ready }
         ),
-        2 => (n(), n()).prop_map(|(node, kind)| Happening::RanksFail { node, kind }),
+        6 => (n(), n()).prop_map(|(node, kind)| Happening::RanksFail { node, kind }),
         1 => n().prop_map(|node| Happening::Refuses { node }),
         1 => (n(), n(), kind).prop_map(|(node, job, kind)| Happening::FailsAt { node, job, kind }),
         1 => (n(), n()).prop_map(|(node, job)| Happening::WaitsOutside { node, job }),
@@ -121,8 +122,15 @@ impl World {
                 }
             }
             Happening::RanksFail { node, kind } => {
-                let kinds = [NodeFailure::Permanent, NodeFailure::PeerLost, NodeFailure::RankDied];
+                let kinds = [
+                    NodeFailure::Retryable,
+                    NodeFailure::RankDied,
+                    NodeFailure::PeerLost,
+                    NodeFailure::Permanent,
+                ];
+                self.perform(Act::Obey { node });
                 self.ranks_fail(node, kinds[usize::from(kind) % kinds.len()]);
+                self.perform(Act::Tell { node });
             }
             Happening::Refuses { node } => {
                 let node = self.id_of(NodeKind::Curator, node);

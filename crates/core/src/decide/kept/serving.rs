@@ -1,7 +1,5 @@
 //! Who makes and serves what, from one decision to the next.
 
-use std::collections::BTreeSet;
-
 use crate::decide::curation::{self, Made, OpenCurator};
 use crate::decide::kept::KeptJob;
 use crate::decide::servers::Servers;
@@ -26,7 +24,8 @@ struct Curator {
     address: String,
     /// As it was when it was last divided who makes what.
     view: NodeView,
-    serves: BTreeSet<StageRef>,
+    /// In order.
+    serves: Vec<StageRef>,
     /// Nothing is to be sent to it until then.
     until: Timestamp,
     /// Something may be to be sent to it.
@@ -61,7 +60,7 @@ impl Serving {
         let new = |(record, view): &OpenCurator<'_>| Curator {
             address: record.address.clone(),
             view: (*view).clone(),
-            serves: BTreeSet::new(),
+            serves: Vec::new(),
             until: NEVER,
             stirred: true,
         };
@@ -130,7 +129,9 @@ impl Serving {
         }
         for at in self.served_by.remove(stage).into_iter().flat_map(|before| before.at) {
             if let Some(kept) = self.curators.get_mut(at) {
-                kept.serves.remove(stage);
+                if let Ok(known) = kept.serves.binary_search(stage) {
+                    kept.serves.remove(known);
+                }
                 kept.stirred = true;
             }
         }
@@ -138,7 +139,12 @@ impl Serving {
             let at = self.servers.choose(stage, complete);
             for place in &at {
                 if let Some(kept) = self.curators.get_mut(*place) {
-                    kept.serves.insert(stage.clone());
+                    // Where many are new they come in order.
+                    let behind = kept.serves.last().is_none_or(|last| last < stage);
+                    let at = if behind { Err(kept.serves.len()) } else { kept.serves.binary_search(stage) };
+                    if let Err(at) = at {
+                        kept.serves.insert(at, stage.clone());
+                    }
                     kept.stirred = true;
                 }
             }
