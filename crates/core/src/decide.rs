@@ -52,9 +52,9 @@ use crate::state::{ChangedJobs, ClusterState, Job};
 pub(crate) use jobs::free_slots;
 pub(crate) use lost::{lost_pairs, short_log};
 
-/// What to do next.
+/// What to do next, by who has never looked before and asks each job by itself: what a [`Decider`] decides is held to this.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
-    Decider::default().decide(state, &ChangedJobs::everything(), seen, limits, now)
+    Decider::one_by_one().decide(state, &ChangedJobs::everything(), seen, limits, now)
 }
 
 /// The inputs of a decision, with the questions that every pass asks.

@@ -47,11 +47,17 @@ use crate::state::{ChangedJobs, ClusterState, Job, Stage};
 pub struct Decider {
     kept: Option<Kept>,
     jobs_looked_at: usize,
+    /// Jobs that are alike are asked all the same.
+    one_by_one: bool,
     /// None if that is not known.
     told_anew: Option<Vec<JobId>>,
 }
 
 impl Decider {
+    pub(super) fn one_by_one() -> Self {
+        Self { one_by_one: true, ..Self::default() }
+    }
+
     /// What to do next: the same as [`decide`](crate::decide::decide), which has never looked before. `changed`: what has become of
     /// the state since the last time.
     pub fn decide(
@@ -70,7 +76,10 @@ impl Decider {
         let before = before.filter(|before| can_be_kept && before.full_tenants == full_tenants);
         let followed = before.and_then(|before| before.followed(&nodes, changed));
         let follows = followed.is_some();
-        let mut kept = followed.unwrap_or_else(|| Kept::anew(&nodes, list.clone(), full_tenants));
+        let mut kept = followed.unwrap_or_else(|| {
+            let classes = Classes::new(self.one_by_one);
+            Kept::anew(&nodes, list.clone(), full_tenants, classes)
+        });
         let plan = kept.decide(&nodes);
         self.jobs_looked_at = kept.jobs.iter().filter(|kept| kept.looked_at).count();
         self.told_anew = Some(kept.waits.take_told()).filter(|_| follows);
@@ -257,6 +266,7 @@ impl Kept {
         nodes: &DecideContext<'_>,
         list: Arc<NodeList>,
         full_tenants: BTreeMap<String, (u64, u64)>,
+        classes: Classes,
     ) -> Self {
         let mut jobs = Vec::with_capacity(nodes.state.open_count());
         jobs.extend(nodes.state.open_shared().map(KeptJob::new));
@@ -281,7 +291,7 @@ impl Kept {
             slots: free_slots(nodes, &active),
             active: Active::default(),
             in_use: InUse::default(),
-            classes: Classes::default(),
+            classes,
             serving: Serving::new(nodes),
             wants_less: false,
             waits: Told::default(),

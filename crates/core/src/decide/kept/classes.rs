@@ -37,17 +37,23 @@ struct Class {
 /// The classes of jobs, and what was told last of each.
 #[derive(Default)]
 pub(super) struct Classes {
+    /// No job is taken for like another.
+    one_by_one: bool,
     ids: BTreeMap<Likeness, ClassId>,
     list: Vec<Class>,
     round: u64,
 }
 
 impl Classes {
+    pub fn new(one_by_one: bool) -> Self {
+        Self { one_by_one, ..Self::default() }
+    }
+
     /// The class of a job that has its place and is like others; none if it is like no other.
     pub fn of(&mut self, nodes: &DecideContext<'_>, ready: &Ready<'_>) -> Option<ClassId> {
         let (record, stage) = (&ready.job.record, ready.stage);
         let has_place = record.state == (JobState::Placing { stage: ready.index });
-        if !has_place || ready.required.is_some() || stage.newest_checkpoint().is_some() {
+        if self.one_by_one || !has_place || ready.required.is_some() || stage.newest_checkpoint().is_some() {
             return None;
         }
         let (spec, queues) = (&record.spec, &nodes.limits.quotas.queues);
