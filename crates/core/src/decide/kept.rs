@@ -100,12 +100,16 @@ impl Decider {
 
 /// Whether the next decision can tell what it has to look at.
 fn can_be_kept(nodes: &DecideContext<'_>) -> bool {
-    let quotas = &nodes.limits.quotas;
+    let (quotas, state) = (&nodes.limits.quotas, nodes.state);
+    let is_made = |stage: &StageRef| {
+        let is_open = state.job(&stage.job).is_some_and(|job| !job.record.state.is_terminal());
+        is_open && state.stage(stage).is_some_and(|stage| !stage.log.is_sealed())
+    };
     // The order follows what everybody has used; what queues are sure of is given back across them; and what curators have said of
     // sources, or cannot be read, concerns jobs beside those that it is of.
     quotas.fair_share.is_none()
         && !quotas.queues.guarantee()
-        && nodes.seen.cooldowns.is_empty()
+        && !nodes.seen.cooldowns.stages(nodes.limits, nodes.now).any(is_made)
         && nodes.state.unreadable().is_empty()
         && nodes.open_to_work(NodeKind::Curator).next().is_some()
 }
