@@ -31,8 +31,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, decide_folding};
-use crescendo_core::ids::{IdMap, JobId, StageRef, Timestamp};
+use crescendo_core::decide::{self, Change, Decider, Folding, Limits, Waits, decide_folding};
+use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::notices::Tries;
 use crescendo_core::observed::Observed;
@@ -59,7 +59,7 @@ pub use samplings::SamplesWord;
 
 use crate::config::Config;
 use crate::curves::CurveHub;
-use crate::engine::deciding::Pending;
+use crate::engine::deciding::{Pending, Retold};
 use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
 use crate::engine::paced::{Pace, Paced};
@@ -136,7 +136,10 @@ pub struct Engine {
     observed: Observed,
     began: Instant,
     clock: SteadyClock,
-    waits: Arc<IdMap<JobId, PendingReason>>,
+    /// Has what the last decision has left for the next one.
+    decider: Decider,
+    retold: Retold,
+    waits: Arc<Waits>,
     waiting: WaitClock,
     suspension: Suspension,
     records: Records,
@@ -185,6 +188,8 @@ pub async fn run(
         observed: Observed::new(now),
         began: Instant::now(),
         clock: SteadyClock::new(now),
+        decider: Decider::default(),
+        retold: Retold::All,
         waits: Arc::default(),
         waiting: WaitClock::default(),
         suspension: Suspension::default(),
@@ -420,6 +425,7 @@ impl Engine {
     async fn reload(&mut self) -> Result<(), End> {
         // What was dropped is not held beside what is read, nor what was decided on it.
         self.pending = None;
+        self.decider = Decider::default();
         self.state = ClusterState::default();
         self.records = Records::default();
         let started = std::time::Instant::now();

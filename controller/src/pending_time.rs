@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_core::decide::PendingReason;
+use crescendo_core::decide::{PendingReason, Waits};
 use crescendo_core::ids::{IdMap, JobId, Timestamp};
 
 /// Since when each waiting job has waited for the same reason.
@@ -21,10 +21,25 @@ pub struct Waiting {
 
 impl WaitClock {
     /// Takes over what was decided at `now`. A job that goes on, or waits for something else, begins anew.
-    pub fn update(&mut self, waits: &IdMap<JobId, PendingReason>, now: Timestamp) {
+    pub fn update(&mut self, waits: &Waits, now: Timestamp) {
         self.since.retain(|job, (reason, _)| waits.get(job).is_some_and(|wait| wait.label() == *reason));
-        for (job, wait) in waits {
-            self.since.entry(job.clone()).or_insert_with(|| (wait.label(), now));
+        for (job, _) in waits.iter() {
+            self.follow(job, waits, now);
+        }
+    }
+
+    /// Takes over what was decided at `now` of one job.
+    pub fn follow(&mut self, job: &JobId, waits: &Waits, now: Timestamp) {
+        let reason = waits.get(job).map(PendingReason::label);
+        let known = self.since.get(job).map(|(reason, _)| *reason);
+        match reason {
+            Some(reason) if known != Some(reason) => {
+                self.since.insert(job.clone(), (reason, now));
+            }
+            Some(_) => {}
+            None => {
+                self.since.remove(job);
+            }
         }
     }
 
@@ -53,7 +68,7 @@ mod tests {
     #[test]
     fn a_wait_lasts_as_long_as_its_reason() {
         let mut clock = WaitClock::default();
-        let mut waits: IdMap<_, _> = [(job("a"), slots(0))].into_iter().collect();
+        let mut waits: Waits = [(job("a"), slots(0))].into_iter().collect();
         clock.update(&waits, Timestamp(1_000));
         waits.insert(job("b"), slots(1));
         // Other numbers, the same reason.
@@ -69,9 +84,10 @@ mod tests {
         assert_eq!(clock.waiting("slots", Timestamp(9_000)).oldest, Duration::from_secs(5));
 
         waits.remove(&job("b"));
-        clock.update(&waits, Timestamp(9_000));
+        clock.follow(&job("b"), &waits, Timestamp(9_000));
         waits.insert(job("b"), slots(0));
-        clock.update(&waits, Timestamp(10_000));
+        clock.follow(&job("b"), &waits, Timestamp(10_000));
+        clock.follow(&job("a"), &waits, Timestamp(10_000));
         let again = Waiting { jobs: 1, oldest: Duration::ZERO };
         assert_eq!(clock.waiting("slots", Timestamp(10_000)), again, "it went on in between");
     }

@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crescendo_core::decide::{self, Command, Plan, decide};
+use crescendo_core::decide::{self, Command, Decider, Plan};
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::records::{Record, RecordKey, Write};
@@ -23,11 +23,13 @@ use tokio::time::Instant;
 
 use crate::beside::beside;
 use crate::engine::paced::Pace;
+use crate::engine::views::Snapshot;
 use crate::engine::{Engine, IN_TIME, PROMPTLY};
 
 /// A decision that is being made beside the engine.
 pub(super) struct Pending {
-    plan: oneshot::Receiver<Plan>,
+    /// With what is kept of it for the next one.
+    plan: oneshot::Receiver<(Plan, Decider)>,
     /// Ends with this.
     _work: JoinSet<()>,
     began: Instant,
@@ -99,6 +101,23 @@ impl Changed {
     }
 }
 
+/// Jobs of which it is to be looked at whether they wait for something else than those who ask are told.
+#[derive(Debug)]
+pub(super) enum Retold {
+    All,
+    Some(BTreeSet<JobId>),
+}
+
+impl Retold {
+    fn add<'a>(&mut self, jobs: Option<impl IntoIterator<Item = &'a JobId>>) {
+        match (self, jobs) {
+            (Self::All, _) => {}
+            (Self::Some(known), Some(jobs)) => known.extend(jobs.into_iter().cloned()),
+            (this @ Self::Some(_), None) => *this = Self::All,
+        }
+    }
+}
+
 impl Engine {
     /// What is to be sent, if it is time to decide, or what was decided beside is there: as soon as something that decisions rest
     /// on has changed, and now and then since time passes. In a cluster so large that a decision takes long, changes are gathered
@@ -106,7 +125,11 @@ impl Engine {
     pub(super) fn decide_if_due(&mut self, now: Timestamp) -> Vec<decide::Send> {
         if let Some(mut pending) = self.pending.take() {
             return match pending.plan.try_recv() {
-                Ok(plan) => self.take_over(plan, pending, now),
+                Ok((plan, decider)) => {
+                    self.retold.add(decider.told_anew());
+                    self.decider = decider;
+                    self.take_over(plan, pending, now)
+                }
                 Err(TryRecvError::Empty) => {
                     self.pending = Some(pending);
                     Vec::new()
@@ -163,13 +186,18 @@ impl Engine {
 
     /// Decides while all else waits. `began`: when that was first tried.
     fn decide_here(&mut self, began: Instant, now: Timestamp) -> Vec<decide::Send> {
+        let changed = self.state.take_changed();
         let plan = timed(&self.around.metrics.decide_seconds, || {
-            decide(&self.state, &self.observed, &self.limits, now)
+            self.decider.decide(&self.state, &changed, &self.observed, &self.limits, now)
         });
+        self.retold.add(self.decider.told_anew());
         self.carry_out(plan, began, now)
     }
 
     fn decide_beside(&mut self, now: Timestamp) {
+        let changed = self.state.take_changed();
+        // Until this is decided whoever decides has to look at all there is.
+        let mut decider = std::mem::take(&mut self.decider);
         // One that people were shown may be from before what is decided on.
         self.snapshot = None;
         let snapshot = self.snapshot(now);
@@ -178,10 +206,11 @@ impl Engine {
         let mut work = JoinSet::new();
         work.spawn(async move {
             let plan = beside(|| {
-                timed(&seconds, || decide(&snapshot.state, &snapshot.observed, &snapshot.limits, now))
+                let Snapshot { state, observed, limits, .. } = &*snapshot;
+                timed(&seconds, || decider.decide(state, &changed, observed, limits, now))
             });
             // An engine that has read its state again, or is gone, does not want it any more.
-            let _ = answer.send(plan);
+            let _ = answer.send((plan, decider));
             decided.notify_one();
         });
         self.pending =
@@ -206,7 +235,11 @@ impl Engine {
         let decided = plan.sends.len();
         plan.sends.retain(|send| changed.allows(send));
         self.undecided |= plan.sends.len() < decided;
-        self.carry_out(plan, began, now)
+        self.retold.add(Some(&changed.jobs));
+        let sends = self.carry_out(plan, began, now);
+        // Of these the next decision may say what this one has said.
+        self.retold.add(Some(&changed.jobs));
+        sends
     }
 
     fn look_for_lost_nodes(&mut self, now: Timestamp) {
@@ -233,13 +266,22 @@ impl Engine {
         for write in writes {
             self.write(write);
         }
-        for (job, wait) in &waits {
-            if self.waits.get(job) != Some(wait) {
-                self.progressed.insert(job.clone());
+        match std::mem::replace(&mut self.retold, Retold::Some(BTreeSet::new())) {
+            Retold::All => {
+                let news = waits.iter().filter(|(job, _)| !waits.says_the_same(&self.waits, job));
+                self.progressed.extend(news.map(|(job, _)| job.clone()));
+                self.waiting.update(&waits, now);
+            }
+            Retold::Some(jobs) => {
+                for job in jobs {
+                    self.waiting.follow(&job, &waits, now);
+                    if waits.get(&job).is_some() && !waits.says_the_same(&self.waits, &job) {
+                        self.progressed.insert(job);
+                    }
+                }
             }
         }
         self.waits = Arc::new(waits);
-        self.waiting.update(&self.waits, now);
         for change in &changes {
             self.tell(change);
         }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{Limits, PendingReason, still_works_on};
+use crescendo_core::decide::{Limits, Waits, still_works_on};
 use crescendo_core::deletion::{DeletionPhase, DeletionRecord};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
-use crescendo_core::ids::{IdMap, JobId, Timestamp};
+use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::observed::Observed;
 use crescendo_core::state::{ClusterState, Job};
 use crescendo_proto::{convert, deletions, explained, v1};
@@ -37,7 +37,7 @@ pub(super) struct Views<'a> {
     pub state: &'a ClusterState,
     pub observed: &'a Observed,
     pub limits: &'a Limits,
-    pub waits: &'a IdMap<JobId, PendingReason>,
+    pub waits: &'a Waits,
     pub job_revisions: &'a OrdMap<JobId, Revision>,
     pub troubles: &'a BTreeMap<JobId, Trouble>,
     pub drawing: &'a BTreeMap<String, Drawing>,
@@ -49,7 +49,7 @@ pub struct Snapshot {
     pub(super) state: ClusterState,
     pub(super) observed: Observed,
     pub(super) limits: Limits,
-    pub(super) waits: Arc<IdMap<JobId, PendingReason>>,
+    pub(super) waits: Arc<Waits>,
     pub(super) job_revisions: OrdMap<JobId, Revision>,
     pub(super) troubles: BTreeMap<JobId, Trouble>,
     pub(super) drawing: BTreeMap<String, Drawing>,

@@ -29,7 +29,7 @@ impl Arithmetic {
 }
 
 /// What a stage computes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StagePrecision {
     F32,
     Bf16,

@@ -69,6 +69,11 @@ impl NodeFailures {
         self.nodes.remove(node);
     }
 
+    /// Stages that are remembered to have failed somewhere.
+    pub(crate) fn stages(&self) -> impl Iterator<Item = &StageRef> {
+        self.nodes.values().flatten().map(|failure| &failure.stage)
+    }
+
     /// Nothing has failed anywhere.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()

@@ -37,6 +37,11 @@ impl PriorityClasses {
         self.of(priority).is_none_or(|(_, class)| class.preemptible)
     }
 
+    /// Whether a job of this priority may have the slots of any other.
+    pub fn preempts(&self, priority: i32) -> bool {
+        self.of(priority).is_some_and(|(_, class)| class.preempts)
+    }
+
     /// Whether a job of priority `taker` may have the slots of a running one of priority `holder`. One below every class holds
     /// its slots against nobody.
     pub fn may_preempt(&self, taker: i32, holder: i32) -> bool {

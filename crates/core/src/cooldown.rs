@@ -92,6 +92,14 @@ impl Cooldowns {
         self.stages.is_empty()
     }
 
+    /// Stages of which nothing is given to some curator now.
+    pub(crate) fn stages(&self, limits: &Limits, now: Timestamp) -> impl Iterator<Item = &StageRef> {
+        let hold = move |(_, of_stage): &(&StageRef, &BTreeMap<NodeId, Cooldown>)| {
+            of_stage.values().any(|cooldown| now < cooldown.until(limits))
+        };
+        self.stages.iter().filter(hold).map(|(stage, _)| stage)
+    }
+
     /// What the curator last said, if that still holds and it is not to be asked again yet.
     pub fn get(&self, stage: &StageRef, node: &NodeId, limits: &Limits, now: Timestamp) -> Option<&Cooldown> {
         self.stages.get(stage)?.get(node).filter(|cooldown| now < cooldown.until(limits))

@@ -12,6 +12,8 @@ mod folding;
 mod growing;
 mod holding;
 mod jobs;
+mod kept;
+mod known_nodes;
 mod limits;
 mod lost;
 mod nodes;
@@ -24,40 +26,37 @@ mod samplings;
 mod servers;
 pub(crate) mod sources;
 pub(crate) mod stage_precision;
+mod waits;
 
 pub use curation::curation_backlog_units;
 pub use deleting::{Retired, decide_deleting, decide_retention, next_files, still_works_on};
 pub use folding::{Folding, decide_folding};
+pub use kept::Decider;
+use known_nodes::{KnownNode, KnownNodes, NodeList};
 pub use limits::Limits;
 use plan::PlanDraft;
 pub use plan::{Change, Command, PairsFrom, PendingReason, Plan, Send};
 pub use readers::choose_reader;
 pub use samplings::next_samplings;
+pub use waits::Waits;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::accounts;
 use crate::ids::{AttemptRef, IdMap, JobId, NodeId, StageName, StageRef, Timestamp};
 use crate::observed::{GangView, NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
-use crate::state::{ClusterState, Job};
+use crate::state::{ChangedJobs, ClusterState, Job};
 
 pub(crate) use jobs::free_slots;
 pub(crate) use lost::{lost_pairs, short_log};
 
-/// What to do next.
+/// What to do next, by who has never looked before and asks each job by itself: what a [`Decider`] decides is held to this.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
-    let nodes = DecideContext::new(state, seen, limits, now);
-    let mut plan = PlanDraft::default();
-    let decided = jobs::decide_jobs(&nodes, &mut plan);
-    let trained = decided.active.in_order();
-    let curation = curation::spread(&nodes, &decided, &trained);
-    jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
-    stage_precision::decide_stages(&nodes, &curation, &decided.active, &trained, &mut plan);
-    nodes::decide_cordons(&nodes, &mut plan);
-    nodes::decide_sends(&nodes, &curation, &decided, &trained, &mut plan);
-    plan.finish()
+    Decider::one_by_one().decide(state, &ChangedJobs::everything(), seen, limits, now)
 }
 
 /// The inputs of a decision, with the questions that every pass asks.
@@ -67,18 +66,15 @@ pub(crate) struct DecideContext<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) now: Timestamp,
     /// Found once for all who ask.
-    nodes: OnceCell<NodesByKind<'a>>,
+    nodes: OnceCell<KnownNodes<'a>>,
     gangs: OnceCell<IdMap<(&'a JobId, &'a StageName), &'a GangView>>,
+    devices: RefCell<Vec<Arc<str>>>,
+    /// When the first of the answers that rest on the time will be another.
+    wake: Cell<Timestamp>,
 }
 
-/// Every node that is known, by id, with what is seen of it.
-#[derive(Default)]
-struct NodesByKind<'a> {
-    trainers: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
-    curators: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
-    /// Of both kinds.
-    views: IdMap<&'a NodeId, &'a NodeView>,
-}
+/// Not as long as nothing else changes.
+const NEVER: Timestamp = Timestamp(u64::MAX);
 
 impl<'a> DecideContext<'a> {
     pub(crate) fn new(
@@ -87,28 +83,59 @@ impl<'a> DecideContext<'a> {
         limits: &'a Limits,
         now: Timestamp,
     ) -> Self {
-        Self { state, seen, limits, now, nodes: OnceCell::new(), gangs: OnceCell::new() }
+        let (nodes, gangs) = (OnceCell::new(), OnceCell::new());
+        let (devices, wake) = (RefCell::default(), Cell::new(NEVER));
+        Self { state, seen, limits, now, nodes, gangs, devices, wake }
     }
 
-    fn nodes(&self) -> &NodesByKind<'a> {
-        self.nodes.get_or_init(|| {
-            let mut nodes = NodesByKind {
-                views: self.seen.nodes.iter().map(|(id, view)| (id, view.as_ref())).collect(),
-                ..NodesByKind::default()
-            };
-            for record in self.state.nodes() {
-                let seen = (record, nodes.views.get(&record.id).copied());
-                match record.kind {
-                    NodeKind::Trainer => nodes.trainers.push(seen),
-                    NodeKind::Curator => nodes.curators.push(seen),
-                }
-            }
-            nodes
-        })
+    /// Whether it is that late; what is decided because it is not holds until then.
+    pub(crate) fn has_come(&self, at: Timestamp) -> bool {
+        let has_come = self.now >= at;
+        if !has_come {
+            self.wake.set(self.wake.get().min(at));
+        }
+        has_come
+    }
+
+    /// The same of so long after `since`.
+    pub(crate) fn has_passed(&self, since: Timestamp, limit: Duration) -> bool {
+        self.has_come(since.plus(limit))
+    }
+
+    /// Until when what was asked of the time since this was last called goes on to be answered so.
+    fn holds_until(&self) -> Timestamp {
+        self.wake.replace(NEVER)
+    }
+
+    /// A name of a kind of device, shared by all who have it.
+    fn device_name(&self, name: &str) -> Arc<str> {
+        let mut known = self.devices.borrow_mut();
+        if let Some(known) = known.iter().find(|known| ***known == *name) {
+            return known.clone();
+        }
+        let name: Arc<str> = name.into();
+        known.push(name.clone());
+        name
+    }
+
+    /// The same, where the nodes are listed already.
+    fn of_listed(
+        list: &'a NodeList,
+        state: &'a ClusterState,
+        seen: &'a Observed,
+        limits: &'a Limits,
+        now: Timestamp,
+    ) -> Self {
+        let nodes = OnceCell::from(KnownNodes::listed(list, seen));
+        Self { nodes, ..Self::new(state, seen, limits, now) }
+    }
+
+    fn nodes(&self) -> &KnownNodes<'a> {
+        self.nodes.get_or_init(|| KnownNodes::of(self.state, self.seen))
     }
 
     /// Nodes of a kind, by id, with what is seen of them.
-    pub(crate) fn known(&self, kind: NodeKind) -> &[(&'a NodeRecord, Option<&'a NodeView>)] {
+    pub(crate) fn known(&self, kind: NodeKind) -> &[KnownNode<'a>] {
         match kind {
             NodeKind::Trainer => &self.nodes().trainers,
             NodeKind::Curator => &self.nodes().curators,
@@ -117,7 +144,7 @@ impl<'a> DecideContext<'a> {
 
     /// What is seen of a node.
     pub(crate) fn view(&self, node: &NodeId) -> Option<&'a NodeView> {
-        self.nodes().views.get(node).copied()
+        self.nodes().view(node)
     }
 
     /// The gang of exactly this attempt, if any of it was seen.
@@ -140,23 +167,29 @@ impl<'a> DecideContext<'a> {
         &self,
         kind: NodeKind,
     ) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
-        self.reachable(kind)
-            .filter(|(record, view)| !record.drained && record.cordon.is_none() && !view.draining)
-            .filter(|(_, view)| view.health.store_fault.is_none())
+        self.reachable(kind).filter(|(record, view)| takes_work(record, view))
     }
 
     /// A record of the job, or the job itself, cannot be read: what it has is left to it.
     pub(crate) fn is_halted(&self, job: &JobId) -> bool {
-        self.state.halted(job).is_some() || self.state.unreadable().hides_job(job)
+        let unreadable = self.state.unreadable();
+        !unreadable.is_empty() && (self.state.halted(job).is_some() || unreadable.hides_job(job))
     }
 
     /// Jobs that are not terminal, in the order in which they are served: by priority, then the tenants that have used least for
     /// their shares if that is wanted, then by age.
     pub(crate) fn in_order(&self) -> Vec<&'a Job> {
         let mut jobs: Vec<&Job> = self.state.open_jobs().collect();
+        self.put_in_order(&mut jobs, |job| job);
+        jobs
+    }
+
+    /// Puts all open jobs, which are by priority and age, in that order.
+    fn put_in_order<T>(&self, jobs: &mut [T], job_of: impl Fn(&T) -> &Job) {
         let quotas = &self.limits.quotas;
-        let Some(half_life) = quotas.fair_share else { return jobs };
-        let used = accounts::by_tenant(self.state, &jobs, half_life, self.seen.counted(self.now));
+        let Some(half_life) = quotas.fair_share else { return };
+        let open: Vec<&Job> = self.state.open_jobs().collect();
+        let used = accounts::by_tenant(self.state, &open, half_life, self.seen.counted(self.now));
         let share = |tenant: &str| f64::from(quotas.of(tenant).share.unwrap_or(1).max(1));
         let used = |job: &Job| {
             let tenant = job.record.spec.tenant.as_str();
@@ -164,10 +197,10 @@ impl<'a> DecideContext<'a> {
         };
         // Stable: by age among those of one tenant.
         jobs.sort_by(|a, b| {
+            let (a, b) = (job_of(a), job_of(b));
             let by_priority = b.record.spec.priority.cmp(&a.record.spec.priority);
             by_priority.then_with(|| used(a).total_cmp(&used(b)))
         });
-        jobs
     }
 
     /// The time that records of what is decided now carry for people.
@@ -178,6 +211,11 @@ impl<'a> DecideContext<'a> {
     pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }
+}
+
+/// Whether the node, if it is reachable, may be given something new.
+fn takes_work(record: &NodeRecord, view: &NodeView) -> bool {
+    !record.drained && record.cordon.is_none() && !view.draining && view.health.store_fault.is_none()
 }
 
 /// Curators that can be given work now.

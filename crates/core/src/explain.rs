@@ -28,9 +28,9 @@ pub use pairs::PairForecast;
 pub use progress::short_logs;
 
 use crate::access::Scope;
-use crate::decide::{DecideContext, Limits, PendingReason};
+use crate::decide::{DecideContext, Limits, PendingReason, Waits};
 use crate::estimate::Estimate;
-use crate::ids::{IdMap, JobId, Timestamp};
+use crate::ids::Timestamp;
 use crate::job::JobState;
 use crate::observed::Observed;
 use crate::queues::DEFAULT_QUEUE;
@@ -44,7 +44,7 @@ pub struct View<'a> {
     pub state: &'a ClusterState,
     pub seen: &'a Observed,
     /// Why each waiting job waits, from the last decision.
-    pub waits: &'a IdMap<JobId, PendingReason>,
+    pub waits: &'a Waits,
     pub limits: &'a Limits,
     pub now: Timestamp,
     /// What the reader may see: jobs of other tenants are counted, never named.

@@ -8,23 +8,29 @@ use crate::records::AttemptRecord;
 use crate::state::ClusterState;
 
 /// What the queues hold.
-#[derive(Debug, Default)]
-pub(crate) struct Holdings<'a> {
-    by_queue: BTreeMap<(&'a str, &'a str), u32>,
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Holdings {
+    /// By queue and kind of device.
+    held: BTreeMap<String, BTreeMap<String, u32>>,
 }
 
-impl<'a> Holdings<'a> {
-    pub fn add(&mut self, queue: &'a str, device: &'a str, slots: u32) {
+impl Holdings {
+    pub fn add(&mut self, queue: &str, device: &str, slots: u32) {
         self.change(queue, device, |held| held.saturating_add(slots));
     }
 
-    pub fn change(&mut self, queue: &'a str, device: &'a str, change: impl Fn(u32) -> u32) {
-        let held = self.by_queue.entry((queue, device)).or_insert(0);
-        *held = change(*held);
+    pub fn change(&mut self, queue: &str, device: &str, change: impl Fn(u32) -> u32) {
+        let of_queue = self.held.get_mut(queue);
+        match of_queue.and_then(|of_queue| of_queue.get_mut(device)) {
+            Some(held) => *held = change(*held),
+            None => {
+                self.held.entry(queue.to_owned()).or_default().insert(device.to_owned(), change(0));
+            }
+        }
     }
 
     pub fn of(&self, queue: &str, device: &str) -> u32 {
-        self.by_queue.get(&(queue, device)).copied().unwrap_or(0)
+        self.held.get(queue).and_then(|of_queue| of_queue.get(device)).copied().unwrap_or(0)
     }
 }
 

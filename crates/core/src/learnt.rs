@@ -34,6 +34,8 @@ pub struct Learnt {
     stages: BTreeMap<StageRef, LearntStage>,
     /// Jobs that are paused or preempted; at most [`MAX_STAGES`].
     held: BTreeMap<JobId, Timestamp>,
+    /// Of how many something was forgotten.
+    forgotten: u64,
 }
 
 impl Learnt {
@@ -87,6 +89,7 @@ impl Learnt {
         if self.held.len() >= MAX_STAGES && !self.held.contains_key(job) {
             let oldest = self.held.iter().min_by_key(|(_, since)| **since).map(|(job, _)| job.clone());
             oldest.and_then(|oldest| self.held.remove(&oldest));
+            self.forgotten = self.forgotten.saturating_add(1);
         }
         self.held.entry(job.clone()).or_insert(now);
     }
@@ -94,6 +97,11 @@ impl Learnt {
     /// The controller stood still until `now`: ranks that have saved meanwhile are heard before they are judged.
     pub(crate) fn stood_still(&mut self, now: Timestamp) {
         self.held.values_mut().for_each(|since| *since = now);
+    }
+
+    /// It has become another number once what was known of some stage or job is not known any more.
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Since when the job is to give up its slots.
@@ -106,6 +114,7 @@ impl Learnt {
             let oldest =
                 self.stages.iter().min_by_key(|(_, known)| known.newest()).map(|(stage, _)| stage.clone());
             oldest.and_then(|oldest| self.stages.remove(&oldest));
+            self.forgotten = self.forgotten.saturating_add(1);
         }
         let new = LearntStage { generation, began: now, ended: None, finished: None };
         self.stages.entry(stage.clone()).or_insert(new)

@@ -2,6 +2,7 @@
 //! until then it is unknown, which is never read as failed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +17,14 @@ use crate::state::{ClusterState, Stage};
 use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
 
-/// The nodes and gangs as seen since `since`. A clone shares the views that neither has changed since.
+/// The nodes and gangs as seen since `since`. A clone shares what neither has changed since.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
     /// When this controller began to look, or to look again; silence is never older than that.
     pub since: Timestamp,
     /// Milliseconds that wall time is ahead of the time that decisions are made by. Only what people are shown follows it.
     pub wall_ahead_millis: i64,
-    pub nodes: BTreeMap<NodeId, Arc<NodeView>>,
+    pub nodes: BTreeMap<NodeId, NodeView>,
     pub gangs: BTreeMap<StageRef, Arc<GangView>>,
     /// Curators that cannot open a stage's source.
     pub cooldowns: Cooldowns,
@@ -74,13 +75,50 @@ struct PairTrend {
     counts: VecDeque<(Timestamp, u64)>,
 }
 
-/// A node through its newest session.
+/// A node through its newest session: when it was last heard of, which changes all the time, and what is known of it, which a
+/// clone shares until one of them changes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeView {
+    pub last_heard: Timestamp,
+    facts: Arc<NodeFacts>,
+}
+
+impl NodeView {
+    /// What the node is to others is the same: its process, session and health, and whether it is about to leave.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        let ours = (&self.incarnation, self.connected, self.draining, &self.health, &self.forgiven_fault);
+        let theirs =
+            (&other.incarnation, other.connected, other.draining, &other.health, &other.forgiven_fault);
+        ours == theirs
+    }
+
+    /// The very same facts: nothing but when the node was heard of has changed in between.
+    pub(crate) fn shares_facts_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.facts, &other.facts)
+    }
+}
+
+impl Deref for NodeView {
+    type Target = NodeFacts;
+
+    fn deref(&self) -> &NodeFacts {
+        &self.facts
+    }
+}
+
+impl DerefMut for NodeView {
+    /// Makes the facts this view's own if another shares them.
+    fn deref_mut(&mut self) -> &mut NodeFacts {
+        Arc::make_mut(&mut self.facts)
+    }
+}
+
+/// What is known of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeFacts {
     pub incarnation: Incarnation,
     /// Its session is open.
     pub connected: bool,
-    pub last_heard: Timestamp,
     /// Attempts that hold slots there: told in its hello or started since, and not reported as over.
     pub running: BTreeSet<AttemptRef>,
     pub curating: BTreeSet<StageRef>,
@@ -268,17 +306,17 @@ impl Observed {
             self.rivals.remove(&node);
         }
         // Of those that still run it is remembered what they hold.
-        let slots = self.view_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
+        let slots =
+            self.nodes.get_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
         let slots = slots.into_iter().filter(|(attempt, _)| running.contains(attempt)).collect();
         let known = self.nodes.get(&node).filter(|known| known.incarnation == incarnation);
         let forgiven_fault = known.and_then(|known| known.forgiven_fault.clone());
-        let view = NodeView {
+        let facts = NodeFacts {
             health: NodeHealth::default(),
             forgiven_fault,
             slots,
             incarnation,
             connected: true,
-            last_heard: now,
             running,
             curating,
             refused: BTreeMap::new(),
@@ -288,18 +326,14 @@ impl Observed {
             drains_sent: BTreeSet::new(),
             rescues_sent: BTreeSet::new(),
         };
-        self.nodes.insert(node, Arc::new(view));
-    }
-
-    fn view_mut(&mut self, node: &NodeId) -> Option<&mut NodeView> {
-        self.nodes.get_mut(node).map(Arc::make_mut)
+        self.nodes.insert(node, NodeView { last_heard: now, facts: Arc::new(facts) });
     }
 
     /// A person trusts the node again, knowing what is wrong with it.
     pub fn forgive(&mut self, node: &NodeId) {
         self.failures.forgive(node);
-        if let Some(view) = self.view_mut(node) {
-            view.forgiven_fault.clone_from(&view.health.device_fault);
+        if let Some(view) = self.nodes.get_mut(node) {
+            view.forgiven_fault = view.health.device_fault.clone();
         }
     }
 
@@ -310,13 +344,14 @@ impl Observed {
 
     /// The node has said how it is.
     pub fn health(&mut self, node: &NodeId, health: NodeHealth) {
-        if let Some(view) = self.view_mut(node) {
+        // A node says it again with every heartbeat.
+        if let Some(view) = self.nodes.get_mut(node).filter(|view| view.health != health) {
             view.health = health;
         }
     }
 
     pub fn heard(&mut self, node: &NodeId, now: Timestamp) {
-        let Some(view) = self.view_mut(node) else { return };
+        let Some(view) = self.nodes.get_mut(node) else { return };
         let gap = now.since(view.last_heard);
         view.last_heard = view.last_heard.max(now);
         if gap >= NODE_GAP {
@@ -328,14 +363,14 @@ impl Observed {
 
     /// The node has said that it is about to leave.
     pub fn drains(&mut self, node: &NodeId) {
-        if let Some(view) = self.view_mut(node) {
+        if let Some(view) = self.nodes.get_mut(node) {
             view.draining = true;
         }
     }
 
     /// The curator cannot take up a stage that it was assigned to.
     pub fn refuses(&mut self, node: &NodeId, stage: &StageRef, reason: &str, now: Timestamp) {
-        let Some(view) = self.view_mut(node) else { return };
+        let Some(view) = self.nodes.get_mut(node) else { return };
         if view.curating.remove(stage) {
             let times = view.refused.get(stage).map_or(0, |before| before.times).saturating_add(1);
             view.refused.insert(stage.clone(), Refusal { reason: one_line(reason), times, at: now });
@@ -363,7 +398,7 @@ impl Observed {
     }
 
     pub fn disconnected(&mut self, node: &NodeId) {
-        if let Some(view) = self.view_mut(node) {
+        if let Some(view) = self.nodes.get_mut(node) {
             view.connected = false;
         }
     }
@@ -371,20 +406,25 @@ impl Observed {
     /// Takes over a report. Those of older generations only say that slots are free again.
     pub fn report(&mut self, report: Report, now: Timestamp) {
         self.heard(&report.node, now);
-        if let Some(view) = self.view_mut(&report.node) {
+        if let Some(view) = self.nodes.get_mut(&report.node) {
             // A node stops older generations before it starts a newer one, and says only the newest of a stage.
             let (stage, generation) = (report.attempt.stage_ref(), report.attempt.generation);
-            view.running.retain(|known| known.stage_ref() != stage || known.generation >= generation);
-            match report.phase {
-                NodeReport::Starting | NodeReport::Running => {
-                    view.running.insert(report.attempt.clone());
-                }
+            let is_over = |known: &AttemptRef| known.stage_ref() == stage && known.generation < generation;
+            let runs = match report.phase {
+                NodeReport::Starting | NodeReport::Running => true,
                 NodeReport::Succeeded
                 | NodeReport::Failed { .. }
                 | NodeReport::Stopped
-                | NodeReport::Drained { .. } => {
-                    view.running.remove(&report.attempt);
-                }
+                | NodeReport::Drained { .. } => false,
+            };
+            // Most reports say of that what is known.
+            if view.running.iter().any(is_over) {
+                view.running.retain(|known| !is_over(known));
+            }
+            if runs && !view.running.contains(&report.attempt) {
+                view.running.insert(report.attempt.clone());
+            } else if !runs && view.running.contains(&report.attempt) {
+                view.running.remove(&report.attempt);
             }
         }
         let stage = report.attempt.stage_ref();
@@ -539,7 +579,8 @@ impl Observed {
 
     /// An attempt is started on these slots of the node.
     pub fn holds(&mut self, node: &NodeId, attempt: &AttemptRef, slots: BTreeSet<u32>) {
-        if let Some(view) = self.view_mut(node) {
+        if let Some(view) = self.nodes.get_mut(node) {
+            let view = &mut **view;
             let running = &view.running;
             view.slots.retain(|known, _| running.contains(known));
             view.slots.insert(attempt.clone(), slots);
@@ -582,7 +623,6 @@ impl Observed {
         self.since = now;
         self.learnt.stood_still(now);
         for view in self.nodes.values_mut() {
-            let view = Arc::make_mut(view);
             view.last_heard = now;
             view.stops_sent.values_mut().for_each(|sent| *sent = now);
         }
@@ -627,9 +667,14 @@ impl Observed {
         self.learnt.held(job).unwrap_or(self.since)
     }
 
+    /// It has become another number once times that were learnt are not known any more.
+    pub(crate) fn forgotten_times(&self) -> u64 {
+        self.learnt.forgotten()
+    }
+
     /// Remembers what was sent, so that it is sent once a session.
     pub fn sent(&mut self, send: &Send, now: Timestamp) {
-        let Some(view) = self.view_mut(&send.node) else { return };
+        let Some(view) = self.nodes.get_mut(&send.node) else { return };
         match &send.command {
             crate::decide::Command::StartAttempt(attempt, pairs_from) => {
                 view.running.insert(attempt.clone());
@@ -733,6 +778,17 @@ impl GangView {
         self.rank_died_at.is_some_and(|at| now.since(at) < RESCUE_WITHIN)
             && self.nodes.values().all(of_death)
             && nodes.any(|node| self.nodes.get(node) == Some(&NodeReport::Running))
+    }
+
+    /// Whether it has come no further than by steps.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        let Self { attempt, nodes, hang, lost_nodes, rank_died_at, progress: _, stepped_at: _, ranks: _ } =
+            self;
+        *attempt == other.attempt
+            && *nodes == other.nodes
+            && *hang == other.hang
+            && *lost_nodes == other.lost_nodes
+            && *rank_died_at == other.rank_died_at
     }
 
     /// Some rank has been started.

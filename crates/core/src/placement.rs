@@ -95,6 +95,13 @@ impl Slots {
         self.nodes.insert(at, (node, Arc::new(slots)));
     }
 
+    /// Takes another view of a node that there is.
+    pub fn put(&mut self, node: &NodeId, slots: NodeSlots) {
+        if let Some(known) = self.get_mut(node) {
+            *known = Arc::new(slots);
+        }
+    }
+
     fn place_of(&self, node: &NodeId) -> Result<usize, usize> {
         self.nodes.binary_search_by(|(known, _)| known.cmp(node))
     }

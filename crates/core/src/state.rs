@@ -1,7 +1,9 @@
 //! The durable state, assembled from its records, and what follows from it.
 
+mod changed;
 mod facts;
 
+pub use changed::ChangedJobs;
 pub use facts::JobFacts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +58,7 @@ pub struct ClusterState {
     unreadable: UnreadableRecords,
     /// Units of a segment.
     segment_units: u64,
+    changed: ChangedJobs,
 }
 
 impl Default for ClusterState {
@@ -167,6 +170,7 @@ impl ClusterState {
             cluster: None,
             unreadable: UnreadableRecords::default(),
             segment_units,
+            changed: ChangedJobs::everything(),
         }
     }
 
@@ -180,7 +184,12 @@ impl ClusterState {
 
     /// The same state, beside records that cannot be read.
     pub fn with_unreadable(self, unreadable: UnreadableRecords) -> Self {
-        Self { unreadable, ..self }
+        Self { unreadable, changed: ChangedJobs::everything(), ..self }
+    }
+
+    /// What has changed since this was last asked. Who asks is told of it alone.
+    pub fn take_changed(&mut self) -> ChangedJobs {
+        self.changed.take()
     }
 
     pub fn unreadable(&self) -> &UnreadableRecords {
@@ -239,6 +248,7 @@ impl ClusterState {
                 self.change_stage(&id, put).ok_or_else(orphan)?;
             }
             Record::Node(record) => {
+                self.changed.note_everything();
                 self.nodes.insert(record.id.clone(), record);
             }
             Record::Cluster(record) => self.cluster = Some(record),
@@ -292,6 +302,7 @@ impl ClusterState {
     }
 
     fn put_job(&mut self, record: JobRecord) {
+        self.changed.note(&record.id);
         // Known from the job too: the request's own record is written with it, but a snapshot may be torn by hand.
         self.requests.insert((record.spec.tenant.clone(), record.request.clone()), record.id.clone());
         self.leave_order(&record.id);
@@ -320,6 +331,7 @@ impl ClusterState {
     fn delete(&mut self, key: &RecordKey) {
         match key {
             RecordKey::Job(id) => {
+                self.changed.note(id);
                 self.leave_order(id);
                 self.jobs.remove(id);
                 self.wanted_samplings.retain(|(stage, _)| stage.job != *id);
@@ -349,6 +361,7 @@ impl ClusterState {
                 self.change_stage(stage, |stage| stage.checkpoints.remove(&(*step, *generation)));
             }
             RecordKey::Node(id) => {
+                self.changed.note_everything();
                 self.nodes.remove(id);
             }
             // A cluster stays what it is.
@@ -385,6 +398,7 @@ impl ClusterState {
     fn change_stage<T>(&mut self, id: &StageRef, change: impl FnOnce(&mut Stage) -> T) -> Option<T> {
         // Asked for first: what is not there is not made one's own.
         let at = self.jobs.get(&id.job)?.stages.iter().position(|stage| stage.id.stage == id.stage)?;
+        self.changed.note(&id.job);
         let job = self.jobs.get_mut(&id.job)?;
         let changed = job.stages.get_mut(at).map(change);
         job.facts = JobFacts::of(job);
@@ -393,6 +407,11 @@ impl ClusterState {
 
     pub fn job(&self, id: &JobId) -> Option<&Job> {
         self.jobs.get(id)
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn job_shared(&self, id: &JobId) -> Option<&Arc<Job>> {
+        self.jobs.get_shared(id)
     }
 
     /// Every job, by id.
@@ -501,6 +520,11 @@ impl ClusterState {
         self.nodes.values()
     }
 
+    /// Every node by id, to be kept.
+    pub(crate) fn nodes_shared(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
+        self.nodes.values_shared()
+    }
+
     /// Whether an attempt that has not ended has ranks on the node.
     pub fn trains_on(&self, node: &NodeId) -> bool {
         let attempts = self.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt);
@@ -510,6 +534,11 @@ impl ClusterState {
     /// Jobs that are not terminal, in the order in which they are served: priority, then age.
     pub fn open_jobs(&self) -> impl Iterator<Item = &Job> {
         self.open.iter().filter_map(|(_, _, id)| self.job(id))
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn open_shared(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.open.iter().filter_map(|(_, _, id)| self.job_shared(id))
     }
 
     pub fn open_count(&self) -> usize {
@@ -557,6 +586,7 @@ impl ClusterState {
     }
 
     fn each_log(&mut self, change: impl Fn(&mut PairLog)) {
+        self.changed.note_everything();
         let jobs: Vec<JobId> = self.jobs.ids().cloned().collect();
         for id in jobs {
             let Some(job) = self.jobs.get_mut(&id) else { continue };

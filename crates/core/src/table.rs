@@ -24,7 +24,11 @@ impl<K: Hash + Eq + Ord + Clone, V> Default for Table<K, V> {
 
 impl<K: Hash + Eq + Ord + Clone, V: Clone> Table<K, V> {
     pub fn get(&self, id: &K) -> Option<&V> {
-        self.values.get(id).map(Arc::as_ref)
+        self.get_shared(id).map(Arc::as_ref)
+    }
+
+    pub fn get_shared(&self, id: &K) -> Option<&Arc<V>> {
+        self.values.get(id)
     }
 
     pub fn contains(&self, id: &K) -> bool {
@@ -55,6 +59,11 @@ impl<K: Hash + Eq + Ord + Clone, V: Clone> Table<K, V> {
     /// By id.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.ids.iter().filter_map(|id| self.get(id))
+    }
+
+    /// The same, to be kept.
+    pub fn values_shared(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.ids.iter().filter_map(|id| self.get_shared(id))
     }
 
     /// By id, from `first` on; all of them if there is none.

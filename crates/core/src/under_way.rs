@@ -79,6 +79,11 @@ impl UnitsUnderWay {
         self.waited.contains_key(stage)
     }
 
+    /// No curator has waited with any.
+    pub(crate) fn has_no_waits(&self) -> bool {
+        self.waited.is_empty()
+    }
+
     /// Whether the curator said within `limit` that it waits with a unit of the stage.
     pub fn has_waited(&self, stage: &StageRef, node: &NodeId, limit: Duration, now: Timestamp) -> bool {
         let waited = self.waited.get(stage).and_then(|of_stage| of_stage.get(node));

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{Change, Limits, PendingReason, Plan, decide};
+use crescendo_core::decide::{Change, Limits, PendingReason, Plan, Waits, decide};
 use crescendo_core::explain::{Explanation, View, explain};
 use crescendo_core::histogram::ScoreCounts;
-use crescendo_core::ids::{IdMap, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
+use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
 use crescendo_core::observed::{NodeFailure, NodeReport, Observed, Report};
 use crescendo_core::precision::{self, Arithmetic, StagePrecision};
 use crescendo_core::processor;
@@ -28,14 +28,14 @@ struct Cluster {
     state: ClusterState,
     seen: Observed,
     now: Timestamp,
-    waits: IdMap<JobId, PendingReason>,
+    waits: Waits,
 }
 
 impl Cluster {
     fn new() -> Self {
         let now = Timestamp(1_000_000);
         let (state, seen) = (ClusterState::default(), Observed::new(now));
-        Self { state, seen, now, waits: IdMap::default() }
+        Self { state, seen, now, waits: Waits::default() }
     }
 
     /// A node of one slot says hello. It runs bf16 at this many hundredths of f32's speed.

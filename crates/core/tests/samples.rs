@@ -263,7 +263,7 @@ fn each_curator_draws_for_one_and_an_idle_one_goes_first() {
     let (base, ten) = (sampling("stage-1", 0), sampling("stage-1", 10));
     assert_eq!(world.chosen(&[]), [("busy".to_owned(), 0)]);
     world.add_curator("idle", "cpu");
-    let view = Arc::make_mut(world.seen.nodes.get_mut(&node("busy")).expect("it is there"));
+    let view = world.seen.nodes.get_mut(&node("busy")).expect("it is there");
     view.curating.insert(stage("stage-1"));
     assert_eq!(world.chosen(&[]), [("idle".to_owned(), 0), ("busy".to_owned(), 10)]);
     assert_eq!(world.chosen(&[(&base, &node("idle"))]), [("busy".to_owned(), 10)]);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::decide::{
-    Limits, PendingReason, benched_curators, decide, is_cooling_down, peers_of, reachable_curators,
+    Limits, PendingReason, Waits, benched_curators, decide, is_cooling_down, peers_of, reachable_curators,
 };
 use crescendo_core::explain::{View, explain, short_logs};
 use crescendo_core::ids::{
-    Generation, IdMap, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+    Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
 };
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
@@ -41,7 +41,7 @@ struct World {
     limits: Limits,
     now: Timestamp,
     curators: Vec<Curator>,
-    waits: IdMap<JobId, PendingReason>,
+    waits: Waits,
 }
 
 const PATH: &str = "cannot read /library/subjectz/index.json: No such file or directory";
@@ -65,7 +65,7 @@ impl World {
             limits: Limits::default(),
             now,
             curators,
-            waits: IdMap::default(),
+            waits: Waits::default(),
         };
         (0..can_open.len()).for_each(|n| world.restart(n));
         world

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::decide::passes::{CurationAssignments, Decided, InOrder};
-use crate::decide::servers::Servers;
+use crate::decide::passes::Decided;
 use crate::decide::{DecideContext, curator_shares, stage_precision};
-use crate::ids::{IdMap, NodeId, StageRef};
+use crate::ids::{IdMap, IdSet, NodeId, StageRef};
 use crate::observed::NodeView;
-use crate::records::{NodeKind, NodeRecord};
+use crate::records::NodeRecord;
 use crate::state::{ClusterState, Job, Stage};
 
 /// How long a stage counts as held up after its curator last said that it waits for something outside.
@@ -16,28 +15,37 @@ const HELD_UP_FOR: Duration = Duration::from_secs(300);
 /// Stages that one curator waits with, while it makes another. Each holds a few units in its memory.
 const MAX_HELD_UP: usize = 3;
 
-/// Every stage that is being trained is served by several curators, so that a rank can turn to another. The curators are
-/// divided among the tenants whose other stages lack pairs; of these, each gets at least one, in the order of their
-/// jobs, as far as its tenant's curators go. A curator stays where it is as long as no stage would be left without, and
-/// makes none whose source it cannot open. A curator that waits with a stage for something outside, such as an
-/// endpoint, goes on waiting and makes another beside it.
+/// A curator that may be given work.
+pub(super) type OpenCurator<'a> = (&'a NodeRecord, &'a NodeView);
+
+/// Who makes which stages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Made {
+    /// What each curator works on beside what it serves, in order; by their places among those that may be given work.
+    pub by_curator: Vec<Vec<StageRef>>,
+    /// Stages that lack pairs and have a curator.
+    pub stages: IdSet<StageRef>,
+}
+
+/// The curators are divided among the tenants of the stages in `make`; of these, each gets at least one, in order, as far as its
+/// tenant's curators go. A curator stays where it is as long as no stage would be left without, and makes none whose
+/// source it cannot open. A curator that waits with a stage for something outside, such as an endpoint, goes on waiting
+/// and makes another beside it.
 pub(super) fn spread<'d>(
-    nodes: &DecideContext<'d>,
-    decided: &'d Decided<'_>,
-    trained: &InOrder<'d>,
-) -> CurationAssignments<'d> {
-    let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
+    nodes: &DecideContext<'_>,
+    curators: &[OpenCurator<'d>],
+    mut make: Vec<(&'d StageRef, &'d str)>,
+) -> Made {
     if curators.is_empty() {
-        return CurationAssignments::default();
+        return Made::default();
     }
-    let mut make = stages_to_make(nodes, decided);
-    let held_up = held_up(nodes, &curators, &make);
+    let held_up = held_up(nodes, curators, &make);
     let waited_with: BTreeSet<&StageRef> = held_up.values().flatten().copied().collect();
     make.retain(|(stage, _)| !waited_with.contains(stage));
     let shared = share(nodes, make, curators.len());
     let mut making = Making::new(nodes, &shared);
-    making.keep(&curators);
-    for (record, _) in &curators {
+    making.keep(curators);
+    for (record, _) in curators {
         if making.chosen.contains_key(&record.id)
             || making.take(&record.id)
             || held_up.contains_key(&record.id)
@@ -51,43 +59,19 @@ pub(super) fn spread<'d>(
     making.leave_none_without();
     let Making { chosen, makers, .. } = making;
     let made = makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage);
-    let mut wanted = served(nodes, &curators, trained);
-    for (record, view) in &curators {
+    let of_curator = |(record, view): &OpenCurator<'d>| {
         let more = chosen.get(&record.id).into_iter().chain(held_up.get(&record.id).into_iter().flatten());
-        let mut more: Vec<&StageRef> = more.copied().collect();
+        let mut stages: BTreeSet<&StageRef> = more.copied().collect();
         // The ranks of a job that is halted go on, and its pairs are served to them by whoever does.
         if !nodes.state.unreadable().is_empty() {
-            more.extend(view.curating.iter().filter(|stage| nodes.is_halted(&stage.job)));
+            stages.extend(view.curating.iter().filter(|stage| nodes.is_halted(&stage.job)));
         }
-        let stages = wanted.entry(&record.id).or_default();
-        for stage in more {
-            if let Err(at) = stages.binary_search(&stage) {
-                stages.insert(at, stage);
-            }
-        }
+        stages.into_iter().cloned().collect()
+    };
+    Made {
+        by_curator: curators.iter().map(of_curator).collect(),
+        stages: made.chain(waited_with.iter().copied()).cloned().collect(),
     }
-    CurationAssignments { wanted, making: made.chain(waited_with.iter().copied()).collect() }
-}
-
-/// Which of the stages that are being trained each curator serves, in order.
-fn served<'d>(
-    nodes: &DecideContext<'d>,
-    curators: &[(&'d NodeRecord, &NodeView)],
-    trained: &InOrder<'d>,
-) -> BTreeMap<&'d NodeId, Vec<&'d StageRef>> {
-    let servers = Servers::new(curators.iter().map(|(record, _)| &record.id).collect());
-    let mut served: Vec<Vec<&StageRef>> = vec![Vec::new(); curators.len()];
-    for (stage, _) in trained {
-        for at in servers.choose(nodes, stage) {
-            served[at].push(*stage);
-        }
-    }
-    curators
-        .iter()
-        .map(|(record, _)| &record.id)
-        .zip(served)
-        .filter(|(_, stages)| !stages.is_empty())
-        .collect()
 }
 
 /// Stages that are made, and how many curators may make them.
@@ -101,7 +85,7 @@ struct Shared<'a> {
     quotas: BTreeMap<&'a str, usize>,
 }
 
-fn share<'a>(nodes: &DecideContext<'a>, make: Vec<(&'a StageRef, &'a str)>, curators: usize) -> Shared<'a> {
+fn share<'a>(nodes: &DecideContext<'_>, make: Vec<(&'a StageRef, &'a str)>, curators: usize) -> Shared<'a> {
     let (mut tenants, mut known) = (Vec::new(), BTreeSet::new());
     for (_, tenant) in &make {
         if known.insert(*tenant) {
@@ -127,8 +111,8 @@ fn share<'a>(nodes: &DecideContext<'a>, make: Vec<(&'a StageRef, &'a str)>, cura
 }
 
 /// Who makes what, as far as it is decided.
-struct Making<'s, 'a> {
-    nodes: &'s DecideContext<'a>,
+struct Making<'s, 'n, 'a> {
+    nodes: &'s DecideContext<'n>,
     shared: &'s Shared<'a>,
     /// Curators of each stage, and of each tenant.
     makers: IdMap<&'a StageRef, usize>,
@@ -136,8 +120,8 @@ struct Making<'s, 'a> {
     chosen: BTreeMap<&'a NodeId, &'a StageRef>,
 }
 
-impl<'s, 'a> Making<'s, 'a> {
-    fn new(nodes: &'s DecideContext<'a>, shared: &'s Shared<'a>) -> Self {
+impl<'s, 'n, 'a> Making<'s, 'n, 'a> {
+    fn new(nodes: &'s DecideContext<'n>, shared: &'s Shared<'a>) -> Self {
         let makers = shared.stages.iter().map(|stage| (*stage, 0)).collect();
         Self { nodes, shared, makers, of_tenants: BTreeMap::new(), chosen: BTreeMap::new() }
     }
@@ -172,7 +156,7 @@ impl<'s, 'a> Making<'s, 'a> {
     }
 
     /// Lets curators go on with what they make.
-    fn keep(&mut self, curators: &[(&'a NodeRecord, &NodeView)]) {
+    fn keep(&mut self, curators: &[OpenCurator<'a>]) {
         let places: IdMap<&StageRef, usize> = self.shared.stages.iter().copied().zip(0..).collect();
         for (record, view) in curators {
             let mut making: Vec<usize> =
@@ -234,24 +218,23 @@ impl<'s, 'a> Making<'s, 'a> {
     }
 }
 
-/// The stages that lack pairs, may be begun and are not trained yet, in the order of their jobs, with their tenants.
-fn stages_to_make<'a>(nodes: &DecideContext<'_>, decided: &Decided<'a>) -> Vec<(&'a StageRef, &'a str)> {
-    let jobs = decided.order.iter().copied();
-    let open =
-        jobs.filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
-    let to_make = open.filter_map(|job| {
-        let stage = stage_to_make(job)?;
-        let begins = may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
-        begins.then_some((&stage.id, job.record.spec.tenant.as_str()))
-    });
-    // A stage that trains while it still lacks pairs has every curator already.
-    to_make.filter(|(stage, _)| !decided.active.contains(stage)).collect()
+/// The stage of the job that lacks pairs, may be begun and is not trained yet. One that trains while it still lacks pairs has
+/// every curator already.
+pub(super) fn wanted_of<'a>(
+    nodes: &DecideContext<'_>,
+    job: &'a Job,
+    decided: &Decided,
+) -> Option<&'a StageRef> {
+    let stage = stage_to_make(job)?;
+    let begins = may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
+    let is_open = !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id);
+    (begins && is_open && !decided.active.contains(&stage.id)).then_some(&stage.id)
 }
 
 /// The stages in `make` with which a curator waits, by the curators that make them: these keep them, and have time for another.
 fn held_up<'a>(
     nodes: &DecideContext<'_>,
-    curators: &[(&'a NodeRecord, &NodeView)],
+    curators: &[OpenCurator<'a>],
     make: &[(&'a StageRef, &str)],
 ) -> BTreeMap<&'a NodeId, Vec<&'a StageRef>> {
     let mut held_up: BTreeMap<&NodeId, Vec<&StageRef>> = BTreeMap::new();
@@ -284,7 +267,7 @@ pub fn curation_backlog_units(state: &ClusterState) -> u64 {
 }
 
 /// A tenant that stores as much as it may begins no further stage.
-fn may_begin(job: &Job, stage: &Stage, decided: &Decided<'_>) -> bool {
+fn may_begin(job: &Job, stage: &Stage, decided: &Decided) -> bool {
     !decided.full_tenants.contains_key(&job.record.spec.tenant) || stage.is_begun()
 }
 
@@ -297,12 +280,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::decide::servers::Servers;
     use crate::decide::{Limits, curators_of};
     use crate::ids::{Generation, Incarnation, JobId, RequestId, Timestamp};
     use crate::job::{JobState, Pause};
     use crate::observed::Observed;
     use crate::pairlog::tests::done;
-    use crate::records::{CheckpointRecord, JobRecord, NodeRecord, Record, Write};
+    use crate::records::{CheckpointRecord, JobRecord, NodeKind, Record, Write};
     use crate::spec;
 
     const SPEC: &str = "
@@ -442,26 +426,23 @@ spec:
 
     #[test]
     fn a_complete_log_has_few_servers_and_one_curator_less_moves_one_at_most() {
-        let (mut state, id) = state("compose");
+        let (state, id) = state("compose");
         let stage = stage(&state, &id, 0);
-        let (seen, limits) = (Observed::new(Timestamp(0)), Limits::default());
         let names: Vec<NodeId> =
             (0..60).map(|n| NodeId::parse(&format!("c{n:02}")).expect("valid")).collect();
         let all: Vec<&NodeId> = names.iter().collect();
-        let chosen = |state: &ClusterState, curators: &[&NodeId]| -> Vec<NodeId> {
-            let nodes = DecideContext::new(state, &seen, &limits, Timestamp(5));
-            let chosen = Servers::new(curators.to_vec()).choose(&nodes, &stage);
+        let chosen = |complete: bool, curators: &[&NodeId]| -> Vec<NodeId> {
+            let chosen = Servers::new(curators.iter().copied()).choose(&stage, complete);
             chosen.into_iter().map(|at| curators[at].clone()).collect()
         };
-        assert_eq!(chosen(&state, &all), names, "all make it");
-        seal(&mut state, &id, 0);
+        assert_eq!(chosen(false, &all), names, "all make it");
         let most = crate::decide::servers::MOST_SERVERS;
-        assert_eq!(chosen(&state, &all[..most]), names[..most], "there are no more");
-        let before = chosen(&state, &all);
+        assert_eq!(chosen(true, &all[..most]), names[..most], "there are no more");
+        let before = chosen(true, &all);
         assert!(before.len() == most && before.is_sorted(), "{before:?}");
         for gone in &names {
             let others: Vec<&NodeId> = all.iter().copied().filter(|node| *node != gone).collect();
-            let after = chosen(&state, &others);
+            let after = chosen(true, &others);
             assert_eq!(after.len(), most);
             let stay = before.iter().filter(|node| after.contains(node)).count();
             assert_eq!(stay, most - usize::from(before.contains(gone)), "{gone} has gone");

@@ -19,13 +19,12 @@ use crate::state::Job;
 const WORTH: u32 = 2;
 
 impl<'a> JobPass<'a, '_> {
-    /// Has gangs leave that can come back with more ranks. Nobody else may wait for those slots.
-    pub(super) fn grow(&mut self) {
+    /// Has gangs of these jobs leave that can come back with more ranks. Nobody else may wait for those slots.
+    pub(super) fn grow(&mut self, jobs: impl Iterator<Item = &'a Job>) {
         if self.first_waiting.is_some() {
             return;
         }
-        let order = std::mem::take(&mut self.decided.order);
-        for job in &order {
+        for job in jobs {
             let Some((ready, attempt)) = self.may_grow(job) else { continue };
             if self.first_of_limits(&ready).next().is_some() {
                 continue;
@@ -38,7 +37,6 @@ impl<'a> JobPass<'a, '_> {
             self.has_to_leave(job, &attempt, format!("the job {wait}"));
             self.plan.wait(&job.record.id, wait);
         }
-        self.decided.order = order;
     }
 
     /// What the job would ask for with more ranks, if it runs with fewer than it may have, does not leave already, and has enough to
@@ -82,9 +80,9 @@ impl<'a> JobPass<'a, '_> {
 
     /// Where the gang would be placed once it has left, if that is with more ranks.
     fn larger_place(&mut self, ready: &Ready<'a>, attempt: &AttemptRecord) -> Option<Vec<RankPlacement>> {
-        self.uncount(ready.job, attempt);
+        self.in_use.uncount(self.nodes, ready.job, attempt);
         let sizes = self.allowed_sizes(ready);
-        self.count(ready.job, attempt);
+        self.in_use.count(self.nodes, ready.job, attempt);
         let mut slots = self.slots.clone();
         attempt.ranks.iter().for_each(|rank| slots.give_back(rank));
         let sizes = sizes.ok()?;

@@ -48,7 +48,7 @@ impl<'a> JobPass<'a, '_> {
             Leaving::Left { last } => {
                 if self.is_gone(job) {
                     self.move_job(job, vec![JobEvent::Yield]);
-                    self.idle.push(Idle { job, index, last });
+                    self.idle = Some(Idle { job, index, last });
                 }
                 0
             }
@@ -269,7 +269,12 @@ impl<'a> JobPass<'a, '_> {
             holdings::sure(self.nodes.state, quotas, self.decided.active.in_any_order().map(Arc::as_ref));
         let queue_of = |job: &Job| quotas.queues.of(&job.record.spec).map(|(name, _)| name);
         let taker = job.record.spec.priority;
+        // Without classes, which most clusters do without, few have to be looked at.
+        let may_take = classes.preempts(taker) || turn == Turn::Sure;
         let may = |attempt: &Arc<AttemptRecord>| {
+            if !may_take && attempt.ahead_of.as_ref() != Some(&job.record.id) {
+                return None;
+            }
             let holder = self.nodes.state.job(&attempt.attempt.job)?;
             let stage = self.nodes.state.stage(&attempt.attempt.stage_ref())?;
             // One that was just resumed, before its ranks had left, is in the queue by its record, and has its place.

@@ -4,17 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::decide::curation::Made;
 use crate::decide::lost::lost_pairs;
-use crate::decide::passes::{
-    Active, CurationAssignments, Decided, FirstWaiting, Found, Idle, InUse, Lacking, Limit, Wants,
-};
+use crate::decide::passes::{Active, Decided, FirstWaiting, Found, Idle, InUse, Limit, Wants};
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
 use crate::holdings::Holdings;
 use crate::ids::{AttemptRef, IdMap, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
-use crate::observed::{GangView, NodeFailure, NodeReport};
+use crate::observed::{GangView, NodeFailure, NodeReport, NodeView, RESCUE_WITHIN};
 use crate::placement::{self, NodeSlots, Slots};
-use crate::records::{AttemptRecord, JobRecord, NodeKind, RankPlacement, Record};
+use crate::records::{AttemptRecord, JobRecord, NodeKind, NodeRecord, RankPlacement, Record};
 use crate::state::{Job, Stage};
 use crate::transitions::ended;
 
@@ -34,123 +33,81 @@ pub(super) enum EndKind {
     HandedOver,
 }
 
-/// Decides every open job, in the order in which they are served.
-pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut PlanDraft) -> Decided<'a> {
-    let jobs = nodes.in_order();
-    let stages = jobs.iter().filter(|job| job.facts().is_placed).flat_map(|job| &job.stages);
-    let active: Active = stages.filter_map(Stage::active_shared).cloned().collect();
-    let slots = free_slots(nodes, &active);
-    let full_tenants = nodes.limits.quotas.full_tenants(nodes.state);
-    let decided = Decided {
-        order: jobs.clone(),
-        active,
-        leaving: BTreeMap::new(),
-        closed: BTreeSet::new(),
-        full_tenants,
-        lacking: Vec::new(),
-    };
-    let (idle, in_use) = (Vec::new(), InUse::default());
-    let found = Found::default();
-    let (first_waiting, first_at_limit) = (None, BTreeMap::new());
-    let (wanting, about_to_leave) = (BTreeMap::new(), Holdings::default());
-    let mut pass = JobPass {
-        nodes,
-        plan,
-        decided,
-        slots,
-        idle,
-        in_use,
-        first_waiting,
-        first_at_limit,
-        wanting,
-        about_to_leave,
-        found,
-    };
-    // Every slot that becomes free is known before the first one is given away.
-    for job in jobs {
-        pass.decide_job(job);
-    }
-    pass.place_idle();
-    pass.grow();
-    pass.decided
-}
-
-/// Moves the jobs whose stages are with the curators, now that it is known which have one.
-pub(super) fn decide_curation(
+/// What a job is to be told of which the pairs of stage `index` are with the curators, now that it is known which have one.
+pub(super) fn decide_lacking(
     nodes: &DecideContext<'_>,
-    curation: &CurationAssignments<'_>,
-    decided: &Decided<'_>,
+    made: &Made,
+    (job, index, needed): (&Job, usize, u64),
     plan: &mut PlanDraft,
 ) {
-    for Lacking { job, index, needed } in &decided.lacking {
-        let Some(log) = nodes.state.read_log(job, *index) else {
-            // A record of the job that makes them cannot be read.
-            let log = job.stage_spec(*index).and_then(|spec| spec.data.source.log());
-            let stage = log.map(|log| log.from.clone()).unwrap_or_default();
-            let wait = PendingReason::Pairs { stage, committed: 0, needed: *needed };
-            plan.wait(&job.record.id, wait);
-            continue;
-        };
-        let stage = log.of;
-        let wait = if log.is_elsewhere {
-            move_job(nodes.wall_now(), plan, job, placing(*index));
-            PendingReason::Pairs { stage: stage.id.to_string(), committed: log.committed(), needed: *needed }
-        } else if curation.making.contains(&stage.id) {
-            let mut events = placing(*index);
-            if stage.log.is_begun() {
-                events.push(JobEvent::Run { stage: *index });
-            }
-            move_job(nodes.wall_now(), plan, job, events);
-            PendingReason::Pairs {
-                stage: stage.id.stage.to_string(),
-                committed: stage.log.committed(),
-                needed: *needed,
-            }
-        } else if curation.wanted.is_empty() {
-            PendingReason::NoCurator
-        } else if stage_precision::is_open(nodes, job, stage) {
-            PendingReason::NoTrainer
-        } else {
-            sources::wait(nodes, stage).unwrap_or(PendingReason::CuratorsBusy)
-        };
-        plan.wait(&job.record.id, wait);
-    }
+    let Some(log) = nodes.state.read_log(job, index) else {
+        // A record of the job that makes them cannot be read.
+        let log = job.stage_spec(index).and_then(|spec| spec.data.source.log());
+        let stage = log.map(|log| log.from.clone()).unwrap_or_default();
+        plan.wait(&job.record.id, PendingReason::Pairs { stage, committed: 0, needed });
+        return;
+    };
+    let stage = log.of;
+    let wait = if log.is_elsewhere {
+        move_job(nodes.wall_now(), plan, job, placing(index));
+        PendingReason::Pairs { stage: stage.id.to_string(), committed: log.committed(), needed }
+    } else if made.stages.contains(&stage.id) {
+        let mut events = placing(index);
+        if stage.log.is_begun() {
+            events.push(JobEvent::Run { stage: index });
+        }
+        move_job(nodes.wall_now(), plan, job, events);
+        let committed = stage.log.committed();
+        PendingReason::Pairs { stage: stage.id.stage.to_string(), committed, needed }
+    } else if made.by_curator.is_empty() {
+        PendingReason::NoCurator
+    } else if stage_precision::is_open(nodes, job, stage) {
+        PendingReason::NoTrainer
+    } else {
+        sources::wait(nodes, stage).unwrap_or(PendingReason::CuratorsBusy)
+    };
+    plan.wait(&job.record.id, wait);
 }
 
 /// Slots of reachable trainers that no active attempt holds.
 pub(crate) fn free_slots(nodes: &DecideContext<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
     let taken = taken_slots(active);
-    let mut device: Arc<str> = "".into();
     for (record, view) in nodes.open_to_work(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
-        if *device != *record.device {
-            device = record.device.as_str().into();
-        }
         let taken = taken.get(&record.id).map(Vec::as_slice).unwrap_or_default();
-        let wanted = |attempt: &AttemptRef| {
-            active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt)
-        };
-        let (mut stopping, mut held) = (BTreeSet::new(), BTreeMap::new());
-        for attempt in view.running.iter().filter(|attempt| !wanted(attempt)) {
-            match slots_of_attempt(nodes, &record.id, attempt) {
-                Some(slots) => held.extend(slots.into_iter().map(|slot| (slot, attempt.stage_ref()))),
-                None => {
-                    stopping.insert(attempt.stage_ref());
-                }
-            }
-        }
-        let node = NodeSlots {
-            incarnation: view.incarnation.clone(),
-            device: device.clone(),
-            total: record.slots,
-            free: (0..record.slots).filter(|slot| !taken.contains(slot)).collect(),
-            stopping,
-            held,
-            stuck: view.health.stuck.keys().copied().collect(),
-        };
-        slots.add(record.id.clone(), node);
+        slots.add(record.id.clone(), node_slots(nodes, record, view, active, taken));
     }
     slots
+}
+
+/// Those of one node, on which active attempts hold `taken`.
+pub(super) fn node_slots(
+    nodes: &DecideContext<'_>,
+    record: &NodeRecord,
+    view: &NodeView,
+    active: &Active,
+    taken: &[u32],
+) -> NodeSlots {
+    let wanted =
+        |attempt: &AttemptRef| active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt);
+    let (mut stopping, mut held) = (BTreeSet::new(), BTreeMap::new());
+    for attempt in view.running.iter().filter(|attempt| !wanted(attempt)) {
+        match slots_of_attempt(nodes, &record.id, attempt) {
+            Some(slots) => held.extend(slots.into_iter().map(|slot| (slot, attempt.stage_ref()))),
+            None => {
+                stopping.insert(attempt.stage_ref());
+            }
+        }
+    }
+    NodeSlots {
+        incarnation: view.incarnation.clone(),
+        device: nodes.device_name(&record.device),
+        total: record.slots,
+        free: (0..record.slots).filter(|slot| !taken.contains(slot)).collect(),
+        stopping,
+        held,
+        stuck: view.health.stuck.keys().copied().collect(),
+    }
 }
 
 /// Slots that active attempts hold.
@@ -181,12 +138,12 @@ fn slots_of_attempt(nodes: &DecideContext<'_>, node: &NodeId, attempt: &AttemptR
 pub(super) struct JobPass<'a, 'p> {
     pub(super) nodes: &'p DecideContext<'a>,
     pub(super) plan: &'p mut PlanDraft,
-    pub(super) decided: Decided<'a>,
+    pub(super) decided: Decided,
     pub(super) slots: Slots,
-    /// In order.
-    pub(super) idle: Vec<Idle<'a>>,
-    /// Filled once every attempt that cannot go on has ended.
-    pub(super) in_use: InUse<'a>,
+    /// The job that is looked at, once it has no active attempt.
+    pub(super) idle: Option<Idle<'a>>,
+    /// What active attempts hold.
+    pub(super) in_use: InUse,
     /// The first job that waits for slots which it would fit into.
     pub(super) first_waiting: Option<FirstWaiting<'a>>,
     /// For each limit the first job that what is left of it is too little for.
@@ -194,12 +151,47 @@ pub(super) struct JobPass<'a, 'p> {
     /// The gangs that may be placed, of each queue that is sure of slots, with the kind of device that they want; in order.
     pub(super) wanting: BTreeMap<(&'a str, &'a str), Rc<Vec<Wants<'a>>>>,
     /// Slots that queues hold no more once those that are to leave have left.
-    pub(super) about_to_leave: Holdings<'a>,
+    pub(super) about_to_leave: Holdings,
     pub(super) found: Found<'a>,
 }
 
-impl<'a> JobPass<'a, '_> {
-    fn decide_job(&mut self, job: &'a Job) {
+impl<'a, 'p> JobPass<'a, 'p> {
+    /// Nothing is decided yet: attempts, slots and what is held of them are as they are.
+    pub fn new(
+        nodes: &'p DecideContext<'a>,
+        plan: &'p mut PlanDraft,
+        (active, slots, in_use): (Active, Slots, InUse),
+        full_tenants: BTreeMap<String, (u64, u64)>,
+    ) -> Self {
+        let (leaving, closed) = (BTreeMap::new(), BTreeSet::new());
+        Self {
+            nodes,
+            plan,
+            decided: Decided { active, leaving, closed, full_tenants },
+            slots,
+            idle: None,
+            in_use,
+            first_waiting: None,
+            first_at_limit: BTreeMap::new(),
+            wanting: BTreeMap::new(),
+            about_to_leave: Holdings::default(),
+            found: Found::default(),
+        }
+    }
+
+    /// How much was decided: as long as it is the same, nothing more was.
+    pub fn extent(&self) -> (usize, usize) {
+        (self.plan.extent(), self.decided.leaving.len())
+    }
+
+    /// Ends what cannot go on, and moves the job. Every slot that becomes free so is to be known before the first one is given
+    /// away. What is returned has no active attempt.
+    pub fn decide_job(&mut self, job: &'a Job) -> Option<Idle<'a>> {
+        self.look_at(job);
+        self.idle.take()
+    }
+
+    fn look_at(&mut self, job: &'a Job) {
         // Whatever is decided would rest on half of what there is: what runs is left to run.
         if let Some(record) = self.nodes.state.halted(&job.record.id) {
             self.plan.wait(&job.record.id, PendingReason::Unreadable { record });
@@ -265,7 +257,7 @@ impl<'a> JobPass<'a, '_> {
                 return;
             }
         }
-        self.idle.push(Idle { job, index, last: attempt });
+        self.idle = Some(Idle { job, index, last: attempt });
     }
 
     /// Why the stage will never have the pairs that it needs.
@@ -377,33 +369,33 @@ impl<'a> JobPass<'a, '_> {
         let since = self.nodes.seen.since;
         let began = self.nodes.seen.began(&attempt.attempt);
         let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(began);
-        let (limits, stands_for) = (self.nodes.limits, self.nodes.now.since(stepped_at));
+        let limits = self.nodes.limits;
         let lost_early = limits.silent_after.saturating_mul(2).min(limits.ranks_lost_after);
-        if stands_for < lost_early {
+        if !self.nodes.has_passed(stepped_at, lost_early) {
             return None;
         }
         // Before its ranks have met there is nothing to lose but the time that they have loaded for.
         let is_meeting = gang.is_some_and(|gang| self.is_meeting(gang, attempt));
         let lost_after = if is_meeting { lost_early } else { limits.ranks_lost_after };
-        if stands_for < lost_after {
+        if !self.nodes.has_passed(stepped_at, lost_after) {
             return None;
         }
-        attempt.ranks.iter().find_map(|rank| {
-            let heard = self.nodes.view(&rank.node).map_or(since, |view| view.last_heard);
-            let silence = self.nodes.now.since(heard);
-            (silence >= lost_after).then(|| Ending {
-                reason: format!(
-                    "node {} is silent for {} s and its gang does not step",
-                    rank.node,
-                    silence.as_secs()
-                ),
-                kind: EndKind::Failed,
-            })
+        let nodes = attempt.by_node().filter_map(<[RankPlacement]>::first);
+        let mut heard =
+            nodes.map(|rank| (&rank.node, self.nodes.view(&rank.node).map_or(since, |view| view.last_heard)));
+        let (node, heard) = heard.find(|(_, heard)| self.nodes.has_passed(*heard, lost_after))?;
+        let silence = self.nodes.now.since(heard).as_secs();
+        Some(Ending {
+            reason: format!("node {node} is silent for {silence} s and its gang does not step"),
+            kind: EndKind::Failed,
         })
     }
 
     /// Whether ranks on nodes in sight may be saving what the gang had done before one of them died.
     fn is_being_rescued(&self, gang: &GangView, attempt: &AttemptRecord) -> bool {
+        if gang.rank_died_at.is_none_or(|at| self.nodes.has_passed(at, RESCUE_WITHIN)) {
+            return false;
+        }
         let nodes = attempt.ranks.iter().filter(|rank| {
             let view = self.nodes.view(&rank.node);
             view.is_some_and(|view| view.connected && view.incarnation == rank.incarnation)
@@ -464,6 +456,9 @@ impl<'a> JobPass<'a, '_> {
     ) -> AttemptRecord {
         if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
+            if let Some(job) = self.nodes.state.job(&attempt.attempt.job) {
+                self.in_use.uncount(self.nodes, job, attempt);
+            }
         }
         let ran = attempt.ran(self.nodes.seen.counted(self.nodes.now));
         let record = AttemptRecord {

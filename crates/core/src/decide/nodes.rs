@@ -1,60 +1,16 @@
 //! The difference between what each node does and what it should do.
 
-use crate::decide::passes::{CurationAssignments, Decided, InOrder};
+use std::sync::Arc;
+
+use crate::decide::passes::Decided;
 use crate::decide::{Change, Command, DecideContext, PairsFrom, PlanDraft, Send};
-use crate::ids::{AttemptRef, IdMap, NodeId, StageRef};
+use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{AttemptRecord, NodeKind, NodeRecord, RankPlacement, Record};
+use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record};
 
 /// Stages that a curator is assigned at once at most, and that are taken from it; the rest follow with the next decision, since
 /// commands wait in a queue that has a bound.
 const MOST_ASSIGNED: usize = 128;
-
-pub(super) fn decide_sends(
-    nodes: &DecideContext<'_>,
-    curation: &CurationAssignments<'_>,
-    decided: &Decided<'_>,
-    trained: &InOrder<'_>,
-    plan: &mut PlanDraft,
-) {
-    let mut served_at = ServedAt::default();
-    for (record, view) in nodes.reachable(NodeKind::Curator) {
-        let address = record.address.as_str();
-        for stage in curation.wanted.get(&record.id).into_iter().flatten() {
-            served_at.entry(stage).or_default().push(address);
-        }
-        // A curator that drains is served from only where no other is left.
-        if curation.wanted.is_empty() {
-            for stage in &view.curating {
-                served_at.entry(stage).or_default().push(address);
-            }
-        }
-    }
-    let mut gangs = GangsByNode::default();
-    for (stage, attempt) in trained {
-        for rank in attempt.by_node().filter_map(<[RankPlacement]>::first) {
-            let of_node = gangs.entry(&rank.node).or_default();
-            if of_node.last().is_none_or(|(known, _)| known != stage) {
-                of_node.push((*stage, attempt.as_ref()));
-            }
-        }
-    }
-    for (record, view) in connected(nodes, NodeKind::Trainer) {
-        trainer_sends(nodes, (record, view), decided, &gangs, &served_at, plan);
-    }
-    for (record, view) in connected(nodes, NodeKind::Curator) {
-        curator_sends(nodes, record, view, curation, plan);
-    }
-}
-
-/// Those whose session is open: a node that was not heard of lately may still listen.
-fn connected<'a>(
-    nodes: &DecideContext<'a>,
-    kind: NodeKind,
-) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
-    let seen = nodes.known(kind).iter().filter_map(|(record, view)| Some((*record, (*view)?)));
-    seen.filter(|(_, view)| view.connected)
-}
 
 /// A trainer whose GPU has failed, or on which job after job fails and on it alone, gets no new work, as long as another is open
 /// to it.
@@ -84,18 +40,14 @@ pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut PlanDraft) {
     }
 }
 
-/// Addresses of the curators that serve a stage.
-type ServedAt<'a> = IdMap<&'a StageRef, Vec<&'a str>>;
-
-/// Active attempts with ranks on a node.
-type GangsByNode<'a> = IdMap<&'a NodeId, Vec<(&'a StageRef, &'a AttemptRecord)>>;
-
-fn trainer_sends(
+/// What a trainer whose session is open is told. `gangs`: the active attempts with ranks on it, by stage; `served_at`: addresses of
+/// the curators that serve a stage.
+pub(super) fn trainer_sends<'a>(
     nodes: &DecideContext<'_>,
     (record, view): (&NodeRecord, &NodeView),
-    decided: &Decided<'_>,
-    gangs: &GangsByNode<'_>,
-    served_at: &ServedAt<'_>,
+    decided: &Decided,
+    gangs: &[Arc<AttemptRecord>],
+    served_at: impl Fn(&StageRef) -> Vec<&'a str>,
     plan: &mut PlanDraft,
 ) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
@@ -116,12 +68,13 @@ fn trainer_sends(
             send(Command::StopAttempt(running.clone(), reason));
         }
     }
-    for (stage, attempt) in gangs.get(&record.id).into_iter().flatten() {
-        let curators = served_at.get(*stage).map(Vec::as_slice).unwrap_or_default();
-        let marks = nodes.state.read_log_of(stage).map_or(0, |log| log.marks_version());
+    for attempt in gangs {
+        let stage = attempt.attempt.stage_ref();
+        let curators = served_at(&stage);
+        let marks = nodes.state.read_log_of(&stage).map_or(0, |log| log.marks_version());
         let pairs_from =
             || PairsFrom { curators: curators.iter().map(|address| (*address).to_owned()).collect(), marks };
-        let leaves = decided.leaving.get(*stage).cloned();
+        let leaves = decided.leaving.get(&stage).cloned();
         let leaves = leaves.or_else(|| record.drained.then(|| format!("node {} is drained", record.id)));
         let drain = leaves
             .filter(|_| !view.drains_sent.contains(&attempt.attempt))
@@ -173,27 +126,18 @@ fn is_finishing(nodes: &DecideContext<'_>, running: &AttemptRef) -> bool {
     let Some(stage) = nodes.state.stage(&running.stage_ref()) else { return false };
     let Some(last) = stage.final_checkpoint() else { return false };
     last.generation == running.generation
-        && nodes.now.since(nodes.seen.finished(running)) < nodes.limits.finish_within
+        && !nodes.has_passed(nodes.seen.finished(running), nodes.limits.finish_within)
 }
 
-fn curator_sends(
+/// What a curator that may be given work is told, which is to work on `wanted` or serve it; in order.
+pub(super) fn curator_sends(
     nodes: &DecideContext<'_>,
     record: &NodeRecord,
     view: &NodeView,
-    curation: &CurationAssignments<'_>,
+    wanted: &[&StageRef],
     plan: &mut PlanDraft,
 ) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
-    let Some(wanted) = curation.wanted.get(&record.id) else {
-        // One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do
-        // it.
-        if record.drained && !view.draining && !curation.wanted.is_empty() {
-            for stage in view.curating.iter().take(MOST_ASSIGNED) {
-                send(Command::ReleaseCuration(stage.clone(), "the node is drained".to_owned()));
-            }
-        }
-        return;
-    };
     // Most of the time they are the same.
     if view.curating.iter().eq(wanted.iter().copied()) {
         return;
@@ -207,5 +151,15 @@ fn curator_sends(
     let new = wanted.iter().copied().filter(|stage| !view.curating.contains(*stage)).filter(asked);
     for stage in new.take(MOST_ASSIGNED) {
         send(Command::AssignCuration(stage.clone()));
+    }
+}
+
+/// One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do it.
+pub(super) fn released(record: &NodeRecord, view: &NodeView, others: bool, plan: &mut PlanDraft) {
+    if record.drained && !view.draining && others {
+        for stage in view.curating.iter().take(MOST_ASSIGNED) {
+            let command = Command::ReleaseCuration(stage.clone(), "the node is drained".to_owned());
+            plan.sends.push(Send { node: record.id.clone(), command });
+        }
     }
 }

@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::holdings::Holdings;
+use crate::decide::DecideContext;
+use crate::decide::placing::slots_of;
+use crate::holdings::{Holdings, device_of};
 use crate::ids::{AttemptRef, IdMap, IdSet, JobId, NodeId, StageRef};
 use crate::placement::{self, NodeNeeds};
 use crate::records::AttemptRecord;
 use crate::spec::{DeviceChoice, ModelPreset, Topology};
 use crate::state::{Job, Stage};
 
-/// Active attempts once the plan's writes are made.
-#[derive(Default)]
+/// Active attempts; in a pass, once the plan's writes are made.
+#[derive(Clone, Default)]
 pub(crate) struct Active {
     by_stage: IdMap<StageRef, Arc<AttemptRecord>>,
 }
@@ -35,13 +37,6 @@ impl Active {
         self.by_stage.contains_key(stage)
     }
 
-    /// By stage.
-    pub fn in_order(&self) -> InOrder<'_> {
-        let mut attempts: InOrder<'_> = self.by_stage.iter().collect();
-        attempts.sort_unstable_by_key(|(stage, _)| *stage);
-        attempts
-    }
-
     /// In an order that is another in every process: for sums, and what is put in order by who asks.
     pub fn in_any_order(&self) -> impl Iterator<Item = &Arc<AttemptRecord>> {
         self.by_stage.values()
@@ -55,13 +50,8 @@ impl FromIterator<Arc<AttemptRecord>> for Active {
     }
 }
 
-/// The active attempts by stage.
-pub(super) type InOrder<'a> = Vec<(&'a StageRef, &'a Arc<AttemptRecord>)>;
-
 /// What the pass over the jobs leaves for the others.
-pub(super) struct Decided<'a> {
-    /// The open jobs, in the order in which they are served.
-    pub order: Vec<&'a Job>,
+pub(super) struct Decided {
     /// Attempts that are active once the plan's writes are made.
     pub active: Active,
     /// Of those, the ones whose ranks are to save and leave, with the reason.
@@ -70,8 +60,6 @@ pub(super) struct Decided<'a> {
     pub closed: BTreeSet<JobId>,
     /// Tenants that store as much as they may: stored and allowed bytes.
     pub full_tenants: BTreeMap<String, (u64, u64)>,
-    /// Stages that wait for pairs, in order.
-    pub lacking: Vec<Lacking<'a>>,
 }
 
 /// A job whose current stage has no active attempt.
@@ -128,10 +116,42 @@ impl<'a> Wants<'a> {
 }
 
 /// Slots that active attempts hold.
-#[derive(Default)]
-pub(super) struct InUse<'a> {
-    pub tenants: BTreeMap<&'a str, u32>,
-    pub queues: Holdings<'a>,
+#[derive(Clone, Default)]
+pub(super) struct InUse {
+    pub tenants: BTreeMap<String, u32>,
+    pub queues: Holdings,
+}
+
+impl InUse {
+    /// The job's attempt holds its slots too.
+    pub fn count(&mut self, nodes: &DecideContext<'_>, job: &Job, attempt: &AttemptRecord) {
+        self.recount(nodes, job, attempt, u32::saturating_add);
+    }
+
+    /// As if it held nothing.
+    pub fn uncount(&mut self, nodes: &DecideContext<'_>, job: &Job, attempt: &AttemptRecord) {
+        self.recount(nodes, job, attempt, u32::saturating_sub);
+    }
+
+    fn recount(
+        &mut self,
+        nodes: &DecideContext<'_>,
+        job: &Job,
+        attempt: &AttemptRecord,
+        change: fn(u32, u32) -> u32,
+    ) {
+        let (slots, tenant) = (slots_of(&attempt.ranks), &job.record.spec.tenant);
+        match self.tenants.get_mut(tenant) {
+            Some(held) => *held = change(*held, slots),
+            None => {
+                self.tenants.insert(tenant.clone(), change(0, slots));
+            }
+        }
+        let Some((queue, _)) = nodes.limits.quotas.queues.of(&job.record.spec) else { return };
+        if let Some(device) = device_of(nodes.state, attempt) {
+            self.queues.change(queue, device, |held| change(held, slots));
+        }
+    }
 }
 
 /// What jobs have in common that may be given the same nodes.
@@ -161,21 +181,5 @@ pub(super) struct Found<'a> {
     /// The smallest gangs that fit nowhere, by what they need. As long as slots are only taken, they go on not to fit.
     pub too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
     /// Stages for which more slots may be free than for others.
-    pub stopping: BTreeSet<StageRef>,
-}
-
-pub(super) struct Lacking<'a> {
-    pub job: &'a Job,
-    pub index: usize,
-    /// Pairs that training starts with.
-    pub needed: u64,
-}
-
-/// What each curator that takes work should work on or serve.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct CurationAssignments<'d> {
-    /// In order.
-    pub wanted: BTreeMap<&'d NodeId, Vec<&'d StageRef>>,
-    /// Stages that lack pairs and have a curator.
-    pub making: BTreeSet<&'d StageRef>,
+    pub stopping: IdSet<StageRef>,
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{JobPass, placing};
-use crate::decide::passes::{Asks, AtLimit, FirstWaiting, Idle, Lacking, Limit, Needs, Wants};
+use crate::decide::passes::{Asks, AtLimit, FirstWaiting, Idle, Limit, Needs, Wants};
 use crate::decide::{Change, PendingReason};
 use crate::holdings::device_of;
-use crate::ids::{AttemptRef, IdSet, NodeId, StageRef, Timestamp};
+use crate::ids::{AttemptRef, IdSet, JobId, NodeId, StageRef, Timestamp};
 use crate::placement::{self, InsufficientCapacity, NodeNeeds, Slots};
 use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
@@ -45,35 +45,55 @@ pub(super) struct Ready<'a> {
     pub device: Option<&'a str>,
 }
 
+/// What an idle job comes to before any slots are given away.
+pub(super) enum Prepared<'a> {
+    Ready(Ready<'a>),
+    /// Its current stage needs so many pairs before training starts, and has fewer.
+    Lacks(u64),
+    /// It waits for something else.
+    Waits,
+}
+
+/// What the passes have come to, as far as it bears on whom slots are given next: as long as it is the same, jobs that are alike in
+/// all that matters there are told the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    extent: (usize, usize),
+    first_waiting: Option<(JobId, bool)>,
+    at_limits: usize,
+}
+
 impl<'a> JobPass<'a, '_> {
-    /// Gives slots to the idle jobs, as far as there are any.
-    pub(super) fn place_idle(&mut self) {
-        self.count_in_use();
+    /// Every attempt that cannot go on has ended.
+    pub(super) fn begin_placing(&mut self) {
         self.found.stopping = self.slots.stopping().into_iter().cloned().collect();
-        let mut ready = Vec::new();
-        for idle in std::mem::take(&mut self.idle) {
-            ready.extend(self.prepare(idle));
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            extent: self.extent(),
+            first_waiting: self.first_waiting.map(|first| (first.job.record.id.clone(), first.comes)),
+            at_limits: self.first_at_limit.len(),
         }
-        if self.quotas().queues.guarantee() {
-            for one in &ready {
-                let Some(((name, queue), device)) = self.queue_of(one.job).zip(one.device) else { continue };
-                let guaranteed = queue.guaranteed_of(device);
-                let sizes: Rc<[u32]> = one.sizes.iter().copied().filter(|size| *size <= guaranteed).collect();
-                if !sizes.is_empty() {
-                    let wants = Wants { job: one.job, stage: one.stage, sizes };
-                    Rc::make_mut(self.wanting.entry((name, device)).or_default()).push(wants);
-                }
+    }
+
+    /// Those whose turn it is with what their queues are sure of get slots, or wait for them; the others stay, in order.
+    pub(super) fn place_on_sure(&mut self, ready: &mut Vec<(usize, Ready<'a>)>) {
+        for (_, one) in &*ready {
+            let Some(((name, queue), device)) = self.queue_of(one.job).zip(one.device) else { continue };
+            let guaranteed = queue.guaranteed_of(device);
+            let sizes: Rc<[u32]> = one.sizes.iter().copied().filter(|size| *size <= guaranteed).collect();
+            if !sizes.is_empty() {
+                let wants = Wants { job: one.job, stage: one.stage, sizes };
+                Rc::make_mut(self.wanting.entry((name, device)).or_default()).push(wants);
             }
-            // A queue keeps its order: behind one that has to borrow nobody of it asks for what the queue is sure of.
-            let mut borrowing = BTreeSet::new();
-            let queues: BTreeSet<_> =
-                ready.iter().map(|ready| self.queue_of(ready.job).map(|(name, _)| name)).collect();
-            let alone = queues.len() == 1;
-            ready.retain_mut(|ready| !self.place_on_sure_slots(ready, alone, &mut borrowing));
         }
-        for ready in ready {
-            self.place_or_wait(&ready, Turn::Shared);
-        }
+        // A queue keeps its order: behind one that has to borrow nobody of it asks for what the queue is sure of.
+        let mut borrowing = BTreeSet::new();
+        let queues: BTreeSet<_> =
+            ready.iter().map(|(_, ready)| self.queue_of(ready.job).map(|(name, _)| name)).collect();
+        let alone = queues.len() == 1;
+        ready.retain_mut(|(_, ready)| !self.place_on_sure_slots(ready, alone, &mut borrowing));
     }
 
     fn quotas(&self) -> &'a Quotas {
@@ -141,9 +161,11 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// What the job asks for, unless it waits for something else.
-    fn prepare(&mut self, idle: Idle<'a>) -> Option<Ready<'a>> {
+    pub(super) fn prepare(&mut self, idle: Idle<'a>) -> Prepared<'a> {
         let Idle { job, index, last } = idle;
-        let stage = job.stages.get(index)?;
+        let Some((stage, spec)) = job.stages.get(index).zip(job.stage_spec(index)) else {
+            return Prepared::Waits;
+        };
         if !self.decided.full_tenants.is_empty()
             && let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
             && !stage.is_begun()
@@ -151,32 +173,29 @@ impl<'a> JobPass<'a, '_> {
             let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
             let tenant = job.record.spec.tenant.clone();
             self.wait(job, PendingReason::TenantStorage { tenant, stored_bytes, limit_bytes });
-            return None;
+            return Prepared::Waits;
         }
         if let Some(needed) = job.facts().lacks {
-            self.decided.lacking.push(Lacking { job, index, needed });
-            return None;
+            return Prepared::Lacks(needed);
         }
-        let spec = job.stage_spec(index)?;
         let log = self.nodes.state.read_log(job, index);
         let needed = spec.data.pairs_to_start();
         if log.is_none_or(|log| !log.is_sealed() && log.committed() < needed) {
-            self.decided.lacking.push(Lacking { job, index, needed });
-            return None;
+            return Prepared::Lacks(needed);
         }
-        if let Some((until, wait)) = last.as_ref().and_then(|last| self.backoff(stage, last))
-            && self.nodes.now < until
+        if let Some((ended, limit, wait)) = last.as_ref().and_then(|last| self.backoff(stage, last))
+            && !self.nodes.has_passed(ended, limit)
         {
             self.move_job(job, placing(index));
             self.wait(job, wait);
-            return None;
+            return Prepared::Waits;
         }
         match self.gang_of(job, index, stage, last) {
-            Ok(ready) => Some(ready),
+            Ok(ready) => Prepared::Ready(ready),
             Err(wait) => {
                 self.move_job(job, placing(index));
                 self.wait(job, wait);
-                None
+                Prepared::Waits
             }
         }
     }
@@ -206,7 +225,7 @@ impl<'a> JobPass<'a, '_> {
         Ok(Ready { job, index, stage, last, init_from, required, sizes, device: needs.needs.device() })
     }
 
-    fn place_or_wait(&mut self, ready: &Ready<'a>, turn: Turn) {
+    pub(super) fn place_or_wait(&mut self, ready: &Ready<'a>, turn: Turn) {
         // Placed, it waits for its ranks; else for what keeps it from being placed.
         let (Ok(wait) | Err(wait)) = self.try_place(ready, turn);
         self.move_job(ready.job, placing(ready.index));
@@ -352,7 +371,7 @@ impl<'a> JobPass<'a, '_> {
             init_from: init_from.cloned(),
             ahead_of,
         };
-        self.count(job, &record);
+        self.in_use.count(self.nodes, job, &record);
         self.decided.active.put(Arc::new(record.clone()));
         self.write(Record::Attempt(record));
     }
@@ -382,7 +401,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// When the next attempt may start: at once after the first failure, later and later after more of them.
-    fn backoff(&self, stage: &Stage, last: &AttemptRecord) -> Option<(Timestamp, PendingReason)> {
+    fn backoff(&self, stage: &Stage, last: &AttemptRecord) -> Option<(Timestamp, Duration, PendingReason)> {
         let AttemptState::Ended { reason, .. } = &last.state else { return None };
         let failures = last.failures_in_a_row;
         if failures <= 1 {
@@ -394,7 +413,7 @@ impl<'a> JobPass<'a, '_> {
         // One that this very plan ends is not learnt of yet.
         let ends_now = stage.active_attempt().is_some();
         let ended = if ends_now { self.nodes.now } else { self.nodes.seen.ended(&last.attempt) };
-        Some((ended.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
+        Some((ended, wait, PendingReason::Backoff { reason: reason.clone(), failures }))
     }
 
     /// The slots of nodes that the job may be given.
@@ -489,33 +508,6 @@ impl<'a> JobPass<'a, '_> {
         }
         let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
         Ok(Err(taken.unwrap_or_else(|| placement::room(&mine, stage, gang.ranks()))))
-    }
-
-    fn count_in_use(&mut self) {
-        let state = self.nodes.state;
-        for attempt in self.decided.active.in_any_order().cloned().collect::<Vec<_>>() {
-            if let Some(job) = state.job(&attempt.attempt.job) {
-                self.count(job, &attempt);
-            }
-        }
-    }
-
-    pub(super) fn count(&mut self, job: &'a Job, attempt: &AttemptRecord) {
-        self.recount(job, attempt, u32::saturating_add);
-    }
-
-    /// As if the attempt held nothing.
-    pub(super) fn uncount(&mut self, job: &'a Job, attempt: &AttemptRecord) {
-        self.recount(job, attempt, u32::saturating_sub);
-    }
-
-    fn recount(&mut self, job: &'a Job, attempt: &AttemptRecord, change: fn(u32, u32) -> u32) {
-        let slots = slots_of(&attempt.ranks);
-        let of_tenant = self.in_use.tenants.entry(&job.record.spec.tenant).or_insert(0);
-        *of_tenant = change(*of_tenant, slots);
-        if let (Some((queue, _)), Some(device)) = (self.queue_of(job), device_of(self.nodes.state, attempt)) {
-            self.in_use.queues.change(queue, device, |held| change(held, slots));
-        }
     }
 
     /// The gang sizes, largest first, that the job's tenant and its queue have slots left for; or the limits that leave it too few.

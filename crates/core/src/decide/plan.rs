@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::decide::Waits;
 use crate::ids::{AttemptRef, IdMap, JobId, NodeId, StageRef};
 use crate::precision::PrecisionChoice;
 use crate::processor::{GangKind, KindChange};
@@ -16,7 +17,7 @@ pub struct Plan {
     pub writes: Vec<Write>,
     pub sends: Vec<Send>,
     /// Why each waiting job waits.
-    pub waits: IdMap<JobId, PendingReason>,
+    pub waits: Waits,
     /// What has changed and why, for logs and counters.
     pub changes: Vec<Change>,
 }
@@ -27,6 +28,7 @@ pub(super) struct PlanDraft {
     writes: Latest<RecordKey, Write>,
     changes: Latest<JobId, Change>,
     pub sends: Vec<Send>,
+    /// Of the jobs that were looked at.
     pub waits: IdMap<JobId, PendingReason>,
 }
 
@@ -47,8 +49,18 @@ impl PlanDraft {
         self.waits.insert(job.clone(), wait);
     }
 
-    pub fn finish(self) -> Plan {
-        let Self { writes, changes, sends, waits } = self;
+    /// How much was decided, beside what waits: as long as it is the same, nothing more was.
+    pub fn extent(&self) -> usize {
+        self.writes.list.len().saturating_add(self.changes.list.len())
+    }
+
+    /// Jobs of which something is written.
+    pub fn jobs_written(&self) -> impl Iterator<Item = &JobId> {
+        self.writes.at.keys().filter_map(RecordKey::job)
+    }
+
+    pub fn finish(self, waits: Waits) -> Plan {
+        let Self { writes, changes, sends, waits: _ } = self;
         Plan { writes: writes.finish(), sends, waits, changes: changes.finish() }
     }
 }

@@ -40,7 +40,7 @@ impl<'a> DecideContext<'a> {
     /// Why the curator has not taken the stage up, if it is not to be asked again yet.
     pub(crate) fn refusal(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Refusal> {
         let refusal = self.view(node)?.refused.get(stage)?;
-        (self.now < refusal.until(self.limits)).then_some(refusal)
+        (!self.has_come(refusal.until(self.limits))).then_some(refusal)
     }
 
     /// Those whose units are not asked of them because they keep failing, by stage; with what they said.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::decide::passes::{Active, CurationAssignments, InOrder};
+use crate::decide::passes::Active;
 use crate::decide::{Change, DecideContext, PlanDraft};
 use crate::ids::StageRef;
 use crate::precision::{self, PrecisionChoice};
@@ -12,17 +12,14 @@ use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord};
 use crate::spec::Precision;
 use crate::state::{Job, Stage};
 
-/// Every stage that a node is about to work on has its record before the command leaves.
+/// Each of these stages that a node is about to work on has its record before the command leaves.
 pub(super) fn decide_stages(
     nodes: &DecideContext<'_>,
-    curation: &CurationAssignments<'_>,
+    stages: &BTreeSet<StageRef>,
     active: &Active,
-    trained: &InOrder<'_>,
     plan: &mut PlanDraft,
 ) {
-    let trained = trained.iter().map(|(stage, _)| *stage);
-    let stages: BTreeSet<&StageRef> = curation.making.iter().copied().chain(trained).collect();
-    for id in stages.into_iter().filter(|id| !nodes.is_halted(&id.job)) {
+    for id in stages.iter().filter(|id| !nodes.is_halted(&id.job)) {
         let Some(job) = nodes.state.job(&id.job) else { continue };
         let Some(stage) = nodes.state.stage(id) else { continue };
         let before = stage.record.as_ref();

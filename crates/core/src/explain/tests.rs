@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
-use crate::decide::decide;
+use crate::decide::{Waits, decide};
+use crate::ids::JobId;
 use crate::ids::{AttemptRef, Incarnation, NodeId, RequestId, Tenant};
 use crate::job::Pause;
 use crate::observed::{NodeFailure, NodeReport, Progress, Report};
@@ -17,7 +18,7 @@ struct Cluster {
     state: ClusterState,
     seen: Observed,
     limits: Limits,
-    waits: IdMap<JobId, PendingReason>,
+    waits: Waits,
     now: Timestamp,
 }
 
@@ -29,7 +30,7 @@ impl Cluster {
             state: ClusterState::default(),
             seen: Observed::new(START),
             limits: Limits::default(),
-            waits: IdMap::default(),
+            waits: Waits::default(),
             now: START,
         }
     }

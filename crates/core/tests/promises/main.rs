@@ -2,13 +2,14 @@
 //! once, terminal stays terminal, a stale owner changes nothing, no slot is given twice and a gang is whole or not there,
 //! and once everything works every job ends.
 
+mod kept;
 mod places;
 mod world;
 
 use proptest::prelude::*;
 use world::{Act, World};
 
-fn acts() -> impl Strategy<Value = Act> {
+pub fn acts() -> impl Strategy<Value = Act> {
     let n = any::<u8>;
     prop_oneof![
         3 => (n(), n(), n(), n(), n()).prop_map(|(request, gpus, min_gpus, stages, priority)| Act::Submit {

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use crescendo_core::RequestError;
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
-use crescendo_core::decide::{Change, Command, Limits, PendingReason, Plan, decide, reachable_curators};
+use crescendo_core::decide::{
+    Change, Command, Decider, Limits, PendingReason, Plan, Waits, decide, reachable_curators,
+};
 use crescendo_core::ids::{
-    AttemptRef, Generation, IdMap, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
+    AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
 };
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::{JobState, Pause};
@@ -133,9 +135,9 @@ struct PlayedNode {
 
 pub struct World {
     pub state: ClusterState,
-    seen: Observed,
+    pub seen: Observed,
     limits: Limits,
-    now: Timestamp,
+    pub now: Timestamp,
     nodes: Vec<PlayedNode>,
     leases: Vec<UnitLeaseRef>,
     steps: BTreeMap<AttemptRef, u64>,
@@ -145,10 +147,11 @@ pub struct World {
     /// All that was changed, oldest first.
     pub changes: Vec<Change>,
     /// Why each waiting job waits, by the last decision.
-    pub waits: IdMap<JobId, PendingReason>,
+    pub waits: Waits,
+    pub decider: Decider,
 }
 
-fn spec_of(gpus: u8, min_gpus: u8, stages: u8, priority: u8) -> JobSpec {
+pub fn spec_of(gpus: u8, min_gpus: u8, stages: u8, priority: u8) -> JobSpec {
     let (gpus, stages) = ([1, 2, 4, 8][usize::from(gpus) % 4], 1 + usize::from(stages) % 2);
     let min_gpus = [1, 2, 4, 8][usize::from(min_gpus) % 4].min(gpus);
     let priority = [0, 1, 10, 20][usize::from(priority) % 4];
@@ -165,7 +168,7 @@ fn spec_of(gpus: u8, min_gpus: u8, stages: u8, priority: u8) -> JobSpec {
 }
 
 /// Jobs of priority 10 and 20 take slots from those of 0 and 1; those of 20 lose theirs to nobody.
-fn classes() -> PriorityClasses {
+pub fn classes() -> PriorityClasses {
     let class =
         |name: &str, preemptible| PriorityClass { name: name.to_owned(), preempts: true, preemptible };
     PriorityClasses::new(BTreeMap::from([
@@ -177,6 +180,10 @@ fn classes() -> PriorityClasses {
 
 impl World {
     pub fn new() -> Self {
+        Self::of(Quotas { classes: classes(), ..Quotas::default() })
+    }
+
+    pub fn of(quotas: Quotas) -> Self {
         let node = |n: usize| PlayedNode {
             id: NodeId::parse(&format!("n{n}")).expect("valid"),
             kind: if n < TRAINERS { NodeKind::Trainer } else { NodeKind::Curator },
@@ -192,11 +199,7 @@ impl World {
         Self {
             state: ClusterState::default(),
             seen: Observed::new(Timestamp(1_000_000)),
-            limits: Limits {
-                max_failures_in_a_row: 1000,
-                quotas: Arc::new(Quotas { classes: classes(), ..Quotas::default() }),
-                ..Limits::default()
-            },
+            limits: Limits { max_failures_in_a_row: 1000, quotas: Arc::new(quotas), ..Limits::default() },
             now: Timestamp(1_000_000),
             nodes: (0..TRAINERS + CURATORS).map(node).collect(),
             leases: Vec::new(),
@@ -205,7 +208,8 @@ impl World {
             generations: BTreeMap::new(),
             submitted: BTreeMap::new(),
             changes: Vec::new(),
-            waits: IdMap::default(),
+            waits: Waits::default(),
+            decider: Decider::default(),
         }
     }
 
@@ -217,7 +221,7 @@ impl World {
         self.check();
     }
 
-    fn perform(&mut self, act: Act) {
+    pub fn perform(&mut self, act: Act) {
         match act {
             Act::Submit { request, gpus, min_gpus, stages, priority } => {
                 self.submit(request, spec_of(gpus, min_gpus, stages, priority))
@@ -260,14 +264,7 @@ impl World {
             Act::Reconnect { node } => self.connect(usize::from(node)),
             Act::Obey { node } => self.obey(usize::from(node)),
             Act::Tell { node } => self.tell(usize::from(node)),
-            Act::RankFails { node } => {
-                let node = self.node(node);
-                if let Some(attempt) = node.ranks.keys().next().cloned() {
-                    node.ranks.remove(&attempt);
-                    let reason = "rank 0 ended: signal 9".to_owned();
-                    node.reports.push((attempt, NodeReport::Failed { reason, kind: NodeFailure::Retryable }));
-                }
-            }
+            Act::RankFails { node } => self.ranks_fail(node, NodeFailure::Retryable),
             Act::Step { job } => {
                 if let Some(attempt) = self.running_gang(job) {
                     *self.steps.entry(attempt).or_insert(0) += 1;
@@ -316,12 +313,19 @@ impl World {
         let Some(id) = self.pick_job(job) else { return };
         match wish(&self.state, &id) {
             Ok(writes) => self.apply(writes),
-            Err(refused) => assert!(self.ended.contains_key(&id), "{refused}"),
+            Err(refused) => {
+                let has_ended = self.state.job(&id).is_some_and(|job| job.record.state.is_terminal());
+                assert!(has_ended, "{refused}");
+            }
         }
     }
 
     fn submit(&mut self, request: u8, spec: JobSpec) {
-        let request = RequestId::parse(&format!("r{}", request % 4)).expect("valid");
+        self.submit_as(&format!("r{}", request % 4), spec);
+    }
+
+    pub fn submit_as(&mut self, request: &str, spec: JobSpec) -> JobId {
+        let request = RequestId::parse(request).expect("valid");
         let spec_json: Arc<[u8]> = format!("{spec:?}").into_bytes().into();
         let submission =
             Submission { request: request.clone(), spec: Arc::new(spec), spec_json, trace: None };
@@ -336,10 +340,27 @@ impl World {
                 assert_eq!(submitted.already, known.is_some(), "a request id makes one job");
                 assert!(known.is_none_or(|known| *known == submitted.job), "a request id names one job");
                 self.apply(submitted.writes);
-                self.submitted.insert(request, submitted.job);
+                self.submitted.insert(request, submitted.job.clone());
+                submitted.job
             }
-            Err(RequestError::Exists { .. }) => assert!(self.submitted.contains_key(&request)),
+            Err(RequestError::Exists { .. }) => self.submitted[&request].clone(),
             Err(refused) => panic!("{refused}"),
+        }
+    }
+
+    /// A node of this kind, by its number.
+    pub fn id_of(&self, kind: NodeKind, node: u8) -> NodeId {
+        let of_kind: Vec<&PlayedNode> = self.nodes.iter().filter(|node| node.kind == kind).collect();
+        of_kind[usize::from(node) % of_kind.len()].id.clone()
+    }
+
+    /// Ranks on the node end so.
+    pub fn ranks_fail(&mut self, node: u8, kind: NodeFailure) {
+        let node = self.node(node);
+        if let Some(attempt) = node.ranks.keys().next().cloned() {
+            node.ranks.remove(&attempt);
+            let reason = "rank 0 ended: signal 9".to_owned();
+            node.reports.push((attempt, NodeReport::Failed { reason, kind }));
         }
     }
 
@@ -675,10 +696,22 @@ impl World {
     }
 
     fn wait(&mut self, time: Duration) {
+        self.wait_without(time, u8::MAX);
+    }
+
+    /// Time passes in which nothing is heard of one node, if there is one of that number.
+    pub fn wait_without(&mut self, time: Duration, silent: u8) {
         self.now = self.now.plus(time);
-        for node in self.nodes.iter().filter(|node| node.connected) {
+        let heard = self.nodes.iter().zip(0u8..).filter(|(_, number)| *number != silent);
+        for (node, _) in heard.filter(|(node, _)| node.connected) {
             self.seen.heard(&node.id, self.now);
         }
+    }
+
+    /// What picks the job.
+    pub fn number_of(&self, job: &JobId) -> u8 {
+        let at = self.submitted.values().position(|id| id == job).expect("it was submitted");
+        u8::try_from(at).expect("few")
     }
 
     fn pick_job(&self, job: u8) -> Option<JobId> {
@@ -686,7 +719,7 @@ impl World {
         (!ids.is_empty()).then(|| ids[usize::from(job) % ids.len()].clone())
     }
 
-    fn apply(&mut self, writes: Vec<Write>) {
+    pub fn apply(&mut self, writes: Vec<Write>) {
         for write in writes {
             if let Write::Put(record) = &write {
                 self.seen.learn(record, self.now);
@@ -695,13 +728,30 @@ impl World {
         }
     }
 
+    /// Decides by what was kept of the decision before: as if all were looked at anew.
+    pub fn decide(&mut self) -> Plan {
+        let changed = self.state.take_changed();
+        let plan = self.decider.decide(&self.state, &changed, &self.seen, &self.limits, self.now);
+        let anew = decide(&self.state, &self.seen, &self.limits, self.now);
+        assert_eq!(plan, anew, "what was kept decides something else");
+        plan
+    }
+
     /// Decides and carries out; deciding again has nothing to add.
     fn settle(&mut self) {
-        let plan = decide(&self.state, &self.seen, &self.limits, self.now);
+        let plan = self.decide();
         self.check_drains(&plan);
+        let changes = plan.changes.clone();
+        self.carry_out(plan);
+        self.check_preemptions(&changes);
+        let again = self.decide();
+        assert!(again.writes.is_empty(), "deciding again writes {:?}", again.writes);
+        assert!(again.sends.is_empty(), "deciding again sends {:?}", again.sends);
+    }
+
+    pub fn carry_out(&mut self, plan: Plan) {
         self.apply(plan.writes);
         self.waits = plan.waits;
-        self.check_preemptions(&plan.changes);
         self.changes.extend(plan.changes);
         for send in plan.sends {
             self.seen.sent(&send, self.now);
@@ -710,9 +760,6 @@ impl World {
                 node.inbox.push(send.command);
             }
         }
-        let again = decide(&self.state, &self.seen, &self.limits, self.now);
-        assert!(again.writes.is_empty(), "deciding again writes {:?}", again.writes);
-        assert!(again.sends.is_empty(), "deciding again sends {:?}", again.sends);
     }
 
     /// What drains gets nothing new, and handing over is no failure.
@@ -776,7 +823,7 @@ impl World {
             assert!(least > room - held(job(victim), true), "{victim} leaves for {by} for nothing");
         }
         // Whoever goes ahead of a job keeps it from nothing.
-        for (id, wait) in &self.waits {
+        for (id, wait) in self.waits.iter() {
             let PendingReason::Slots { wanted, .. } = wait else { continue };
             let ahead = |job: &&Job| {
                 job.stages

@@ -63,7 +63,7 @@ fn a_gang_grows_into_slots_that_nobody_waits_for() {
     assert_eq!(why(&plan, &elastic), "goes on with 7 ranks instead of 3, once those have saved and left");
     let told = |send: &crescendo_core::decide::Send| matches!(send.command, Command::DrainAttempt(..));
     assert!(plan.sends.iter().any(told), "it saves first");
-    cluster.seen.nodes.values_mut().for_each(|view| std::sync::Arc::make_mut(view).drains_sent.clear());
+    cluster.seen.nodes.values_mut().for_each(|view| view.drains_sent.clear());
     cluster.settle();
     assert_eq!(cluster.ranks(&elastic), 7);
     assert!(cluster.preemptions.is_empty());
