@@ -15,9 +15,10 @@ try {
   const fast = job("cats", { steps: 160, rate: "1e-3" });
   const slow = job("cats", { steps: 160, rate: "1e-4" });
   const filtered = job("rings", { steps: 400, pairs: 64, similarity: [0.6, 0.97] });
+  const drawn = job("cups", { steps: 160, samples: "heldOut: 2, pictures: 2, validationPairs: 8, draw: {steps: 12, trueCfg: 3}" });
   job("broken", { subjects: "/data/subjects-v3" });
   const ended = (id) => eventually(`${id} ends`, () => cluster.get(id).state === "succeeded", LIMIT_MILLIS);
-  await Promise.all([ended(fast), ended(slow)]);
+  await Promise.all([ended(fast), ended(slow), ended(drawn)]);
   const long = job("products", { steps: 4000, stages: 2, rate: "5e-4" });
   const other = job("portraits", { steps: 6000, stages: 2, rate: "3e-4" });
   job("nightly", { steps: 5000 });
@@ -36,6 +37,7 @@ try {
   await shoot(page, "job", `jobs/${long}`, ".plot canvas");
   await shoot(page, "compare", `compare?jobs=${fast},${slow}`, ".plot canvas");
   await shoot(page, "pairs", `jobs/${filtered}?tab=pairs`, ".pair:nth-child(1) img");
+  await shoot(page, "samples", `jobs/${drawn}?tab=samples`, ".samples tr:nth-child(4) img");
   await shoot(page, "cluster", "cluster", "tbody tr");
   const dark = await visitor(browser, cluster.url, { viewport: { width: 1180, height: 760 }, colorScheme: "dark" });
   await shoot(await dark.open("jobs"), "log", `jobs/${other}?tab=log`, ".entry");

@@ -11,6 +11,7 @@ use crescendo_core::quotas::{Quotas, TenantLimits};
 use crescendo_core::records::{
     FailureKind, NodeKind, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
 };
+use crescendo_core::transitions::{MarkOrder, mark_pairs};
 use crescendo_core::under_way::UnitProgress;
 use proptest::prelude::*;
 
@@ -48,6 +49,11 @@ enum Happening {
         node: u8,
         job: u8,
     },
+    /// A person marks a pair of its first stage, which those that train on it are told of.
+    Marks {
+        job: u8,
+        index: u8,
+    },
     /// Time in which nothing is heard of one node, or of none.
     Passes {
         seconds: u8,
@@ -67,6 +73,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => n().prop_map(|node| Happening::Refuses { node }),
         1 => (n(), n(), kind).prop_map(|(node, job, kind)| Happening::FailsAt { node, job, kind }),
         1 => (n(), n()).prop_map(|(node, job)| Happening::WaitsOutside { node, job }),
+        2 => (n(), 0u8..8).prop_map(|(job, index)| Happening::Marks { job, index }),
         8 => (0u8..50, 0u8..8).prop_map(|(seconds, silent)| Happening::Passes { seconds, silent }),
     ]
 }
@@ -153,6 +160,14 @@ impl World {
                 };
                 if let Some(stage) = self.some_stage(job) {
                     self.seen.under_way.put(&stage, &node, progress);
+                }
+            }
+            Happening::Marks { job, index } => {
+                if let Some(stage) = self.some_stage(job) {
+                    let (indices, reason, by) = (vec![u64::from(index)], String::new(), "ada".to_owned());
+                    let order = MarkOrder { stage, indices, bad: true, reason, by };
+                    // A pair that is not there, or is marked already, is no matter here.
+                    self.apply(mark_pairs(&self.state, order, self.now).unwrap_or_default());
                 }
             }
             Happening::Passes { seconds, silent } => {
