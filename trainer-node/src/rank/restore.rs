@@ -17,6 +17,7 @@ use crescendo_node::paths::{PathError, PathResolver};
 use tch::{Device, Kind};
 
 use super::RankError;
+use super::data::SampleOrder;
 use super::fetch::{FetchError, Fetcher, LocalBase, LocalCheckpoint};
 use super::history::History;
 use super::plan::RankPlan;
@@ -144,13 +145,14 @@ fn not_allowed(reason: &str) -> RestoreError {
 }
 
 /// The order of the pairs that the stage's newest checkpoint has: its replay passes, and what is left out of its epochs.
-pub fn order(plan: &RankPlan, sources: &Sources) -> Result<(ReplayPasses, Epochs), RestoreError> {
-    let Some(resume) = &sources.resume else { return Ok(Default::default()) };
+pub fn order(plan: &RankPlan, sources: &Sources) -> Result<SampleOrder, RestoreError> {
+    let begins = SampleOrder { first_step: plan.first_step(), ..SampleOrder::default() };
+    let Some(resume) = &sources.resume else { return Ok(begins) };
     let state = read_state(plan, resume)?;
     let replay_passes =
         ReplayPasses::checked(state.replay_passes).map_err(|error| resume.damaged(STATE_FILE, error))?;
     let epochs = Epochs::checked(state.left_out).map_err(|error| resume.damaged(STATE_FILE, error))?;
-    Ok((replay_passes, epochs))
+    Ok(SampleOrder { replay_passes, epochs, ..begins })
 }
 
 /// Builds what trains. Belongs on the training thread.

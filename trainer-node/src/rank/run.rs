@@ -350,9 +350,7 @@ async fn work(
         dialer: dialer.clone(),
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
-    let (replay_passes, epochs) = report_damage(restore::order(&plan, &sources), &uplink).await?;
-    let first_step = data_plan.steps.start;
-    let (order, followed) = watch::channel(SampleOrder { number: 0, replay_passes, epochs, first_step });
+    let (order, followed) = watch::channel(report_damage(restore::order(&plan, &sources), &uplink).await?);
     let (log, log_known) = watch::channel(LogProgress::default());
     let (waiting_for, data_waits_for) = watch::channel(String::new());
     let (starved, data_starved) = watch::channel(None);

@@ -186,8 +186,10 @@ async fn marked_pairs_are_left_out_of_the_next_epoch_and_a_resumed_gang_changes_
     begin("plain", 1, None, vec![]);
     let plain = finish(&cluster, folder, "plain", 6).await;
     over("plain", 1).await;
-    let last = cluster.checkpoint("plain", 6).await;
-    assert!(left_out(folder, &last).is_null(), "a run without marks says nothing of them");
+    assert!(
+        left_out(folder, &cluster.checkpoint("plain", 6).await).is_null(),
+        "a run without marks says nothing of them"
+    );
 
     // What one rank has not heard of is not left out: the gang agrees.
     begin("heard-by-one", 1, None, vec![marked(&[3])]);
@@ -230,17 +232,26 @@ async fn marked_pairs_are_left_out_of_the_next_epoch_and_a_resumed_gang_changes_
     assert_eq!(then[0], first[0]);
     assert_eq!(then[1], json!({ "from": 22, "version": 2, "pairs": 8, "indices": [3, 5] }));
     over("marked", 3).await;
+}
 
-    // Nothing of it is trained: its latents are no numbers, and only the first epoch has a step without a loss.
-    cluster.state().newest_generation = 0;
+/// Its latents are no numbers, so that a step with it has no loss.
+#[tokio::test]
+async fn nothing_of_a_marked_pair_is_trained_after_the_first_epoch() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(8).await;
+    cluster.set_log(8, true);
     cluster.state().poisoned = Some(3);
-    for (job_id, marks, skipped) in [("poisoned", vec![], 3), ("healed", vec![marked(&[3]), marked(&[3])], 1)]
-    {
-        begin(job_id, 1, None, marks);
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    let mark = PairMarks { indices: vec![3], bad: vec![true] };
+    for (job_id, marks, skipped) in [("poisoned", vec![], 3), ("healed", vec![mark], 1)] {
+        let begins = Begins { marks, ..Begins::default() };
+        start_from(folder, &cluster, &[&a], (job_id, 1), &spec(6, 1), begins);
         let history = object(folder, &cluster.checkpoint(job_id, 6).await, "history.jsonl");
         let history = String::from_utf8(history).expect("text");
         assert_eq!(history.matches("\"skipped\":true").count(), skipped, "{history}");
-        over(job_id, 1).await;
+        cluster.report(job_id, 1, AttemptPhase::Succeeded).await;
     }
 }
 
