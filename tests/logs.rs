@@ -37,7 +37,9 @@ fn what(line: &LogLine) -> (String, i32, String) {
 /// All that lies in the object store of a job's log.
 fn kept(cluster: &Cluster, job_id: &str) -> String {
     let folder = cluster.objects().join("jobs").join(job_id).join("logs");
-    let chunks = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    // What is still being written has another name, and goes with its writer.
+    let chunks = files.filter(|file| !file.file_name().to_string_lossy().contains('#'));
     chunks.filter_map(|chunk| std::fs::read_to_string(chunk.path()).ok()).collect()
 }
 

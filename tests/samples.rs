@@ -75,18 +75,20 @@ async fn checkpoints_are_drawn_with_while_the_job_trains_and_its_end_afterwards(
     let library = cluster.library();
     let subject = std::fs::read_dir(library.join("subjects"))?
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .find(|name| name.ends_with(".png"))
+        .find(|name| name.ends_with(".webp"))
         .context("the library has a picture")?;
     let samples = format!(
         "heldOut: 2, pictures: 2, validationPairs: 3, draw: {{steps: 2}}, prompts: [{{prompt: a thing on a table, references: subjects/{subject}}}]"
     );
     let job_id = cluster.submit("drawn", &spec(&base, &samples)).await?;
     cluster.await_success(&job_id, LIMIT).await?;
-    let ended =
-        |all: &[Sampling]| all.len() == 4 && all.iter().all(|one| one.state() != SamplingState::Wanted);
+    let ended = |all: &[Sampling]| {
+        all.iter().any(|one| one.step == 12) && all.iter().all(|one| one.state() != SamplingState::Wanted)
+    };
     let all = await_samplings(&cluster, &job_id, ended).await?;
     let steps: Vec<u64> = all.iter().map(|one| one.step).collect();
-    ensure!(steps == [0, 4, 8, 12], "{steps:?}");
+    // A save that is due while another is under way comes later.
+    ensure!(steps.first() == Some(&0) && steps.last() == Some(&12) && steps.len() <= 4, "{steps:?}");
     let drawn: Vec<&Sampling> = all.iter().filter(|one| one.state() == SamplingState::Drawn).collect();
     // Steps between may be passed over where ranks are faster.
     ensure!(

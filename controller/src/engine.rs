@@ -11,6 +11,7 @@
 
 mod deciding;
 mod deletions;
+mod drawing;
 mod handle;
 mod looks;
 mod marks;
@@ -53,9 +54,8 @@ pub use views::Snapshot;
 pub use request::{
     ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, Later,
     LookRequest, MarksRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SamplesRequest,
-    SessionId, ShardWatch, Wish,
+    SamplesWord, SessionId, ShardWatch, Wish,
 };
-pub use samplings::SamplesWord;
 
 use crate::config::Config;
 use crate::curves::CurveHub;

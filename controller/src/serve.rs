@@ -1,5 +1,6 @@
 //! The controller's parts put together behind one listener.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -106,12 +107,7 @@ impl Controller {
         tell_webhooks(access.webhook_secrets, &handle, tasks)?;
         let collections = collections(&config, &metrics, &handle, tasks);
         let (object_store_url, web_page) = (config.object_store_url.clone(), config.web_page);
-        let streams = body_limit::client_streams(&[
-            DESCRIPTORS,
-            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        ])
-        .context("read the services' descriptors")?;
+        let streams = client_streams()?;
         let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls, streams.clone());
 
         let around = EngineDeps {
@@ -173,6 +169,16 @@ impl Controller {
         });
         Ok(Serving { role: role_seen })
     }
+}
+
+/// The calls whose requests are streams.
+fn client_streams() -> anyhow::Result<BTreeSet<String>> {
+    let descriptors = [
+        DESCRIPTORS,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    body_limit::client_streams(&descriptors).context("read the services' descriptors")
 }
 
 /// The services that people call, from programs over gRPC and from the page over gRPC-Web.

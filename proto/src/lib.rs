@@ -30,6 +30,7 @@ pub const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(25
 pub mod convert;
 pub mod deletions;
 pub mod explained;
+mod record_parts;
 pub mod records;
 pub mod samplings;
 pub mod status;

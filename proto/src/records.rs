@@ -19,40 +19,18 @@ use crescendo_core::notices::{EndNotice, NoticeRecord, WebhookId};
 use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
-    AttemptRecord, AttemptState, CheckpointRecord, ClusterRecord, FailureKind, FileRecord, JobRecord,
-    KeepRecord, NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord,
-    UnitFailure, UnitRecord, UnitResult, UnitState,
+    AttemptRecord, AttemptState, CheckpointRecord, ClusterRecord, FailureKind, JobRecord, KeepRecord,
+    NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure,
+    UnitRecord, UnitResult, UnitState,
 };
 use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
 use crescendo_core::usage::{Month, UsageRecord};
 use prost::Message as _;
 
+pub use crate::record_parts::{BadRecord, VERSION};
+use crate::record_parts::{file_in, file_out, stage_in};
 use crate::samplings::{sampling_in, sampling_out};
 use crate::store_v1 as stored;
-
-/// Version of the records that this build writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
-
-/// A stored value that cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum BadRecord {
-    #[error("decode the record")]
-    Decode(#[from] prost::DecodeError),
-    #[error(
-        "a newer version of the controller wrote it: it has version {version}, and this one reads up to {VERSION}"
-    )]
-    Newer { version: u32 },
-    #[error("the record holds nothing")]
-    Empty,
-    #[error("the record is of a kind that this version does not know")]
-    NewKind,
-    #[error("the record has a bad id")]
-    Id(#[from] InvalidId),
-    #[error("the record has a bad job spec")]
-    Spec(#[source] serde_json::Error),
-    #[error("the record's {field} is missing or unknown")]
-    Field { field: &'static str },
-}
 
 /// The stored bytes of a record.
 pub fn encode(record: &Record) -> Vec<u8> {
@@ -248,10 +226,6 @@ fn time_out(time: Option<Timestamp>) -> u64 {
 
 fn time_in(millis: u64) -> Option<Timestamp> {
     (millis > 0).then_some(Timestamp(millis))
-}
-
-pub(crate) fn stage_in(job: &str, stage: &str) -> Result<StageRef, InvalidId> {
-    Ok(StageRef { job: JobId::parse(job)?, stage: StageName::parse(stage)? })
 }
 
 /// The state, its stage and its reason.
@@ -727,16 +701,6 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
     })
 }
 
-pub(crate) fn file_out(file: &FileRecord) -> stored::checkpoint::File {
-    let FileRecord { name, size_bytes, sha256 } = file.clone();
-    stored::checkpoint::File { name, size_bytes, sha256 }
-}
-
-pub(crate) fn file_in(file: stored::checkpoint::File) -> FileRecord {
-    let stored::checkpoint::File { name, size_bytes, sha256 } = file;
-    FileRecord { name, size_bytes, sha256 }
-}
-
 fn checkpoint_out(record: &CheckpointRecord) -> stored::Checkpoint {
     stored::Checkpoint {
         job_id: record.stage.job.to_string(),
@@ -814,6 +778,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use crescendo_core::file::FileRecord;
     use crescendo_core::sampling::{DrawnSamples, SamplingRecord, SamplingState, ValidationLoss};
 
     use super::*;

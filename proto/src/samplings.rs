@@ -8,7 +8,7 @@ use crescendo_core::sampling::{
 };
 
 use crate::convert::timestamp;
-use crate::records::{BadRecord, file_in, file_out, stage_in};
+use crate::record_parts::{BadRecord, file_in, file_out, stage_in};
 use crate::store_v1 as stored;
 use crate::v1;
 

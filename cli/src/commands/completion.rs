@@ -9,7 +9,7 @@ use crate::show;
 
 const NAME: &str = "crescendo";
 /// Commands whose first argument is a job.
-const OF_JOBS: [&str; 15] = [
+const OF_JOBS: [&str; 16] = [
     "get",
     "compare",
     "explain",
@@ -25,6 +25,7 @@ const OF_JOBS: [&str; 15] = [
     "lineage",
     "checkpoints",
     "pairs",
+    "samples",
 ];
 
 pub fn run(shell: Shell) -> Result<(), Failure> {

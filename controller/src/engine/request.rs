@@ -12,6 +12,7 @@ use crescendo_core::leftovers::{ListedObject, Wanted};
 use crescendo_core::notices::{DeliveryKey, EndNotice, Webhook};
 use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
+use crescendo_core::sampling::DrawnSamples;
 use crescendo_core::spec::JobSpec;
 use crescendo_core::transitions::{MarkOrder, Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_proto::convert::Introduction;
@@ -20,7 +21,6 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::engine::review::{PairsAsked, PairsWanted};
-use crate::engine::samplings::SamplesWord;
 use crate::engine::views::Snapshot;
 
 /// Why a request has no answer.
@@ -351,6 +351,14 @@ pub enum SamplesRequest {
     Report { draw_id: String, node: NodeId, word: SamplesWord, by: ActingNode, reply: Reply<()> },
     /// Has a curator send the pictures of a step to the relay that waits under the read id.
     Read { stage: StageRef, step: u64, scope: Scope, read_id: String, reply: Reply<v1::CheckpointFile> },
+}
+
+/// What a curator says of pictures that it draws.
+#[derive(Clone, Debug)]
+pub enum SamplesWord {
+    Progress { done: u32, of: u32 },
+    Done(DrawnSamples),
+    Failed(String),
 }
 
 /// Deleting jobs, what stays of them, and what is to stay.

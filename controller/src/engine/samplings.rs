@@ -7,9 +7,9 @@ use std::time::Duration;
 use crescendo_core::access::Scope;
 use crescendo_core::decide::next_samplings;
 use crescendo_core::error::RequestError;
-use crescendo_core::ids::{Incarnation, JobId, NodeId, StageRef, Timestamp};
+use crescendo_core::ids::{JobId, NodeId, StageRef, Timestamp};
 use crescendo_core::records::Write;
-use crescendo_core::sampling::{DrawnSamples, SamplingRef};
+use crescendo_core::sampling::SamplingRef;
 use crescendo_core::transitions;
 use crescendo_node::runtime::random;
 use crescendo_proto::samplings::{file_message, sampling_message};
@@ -18,7 +18,8 @@ use crescendo_proto::v1::open_session_response::Message as Down;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
-use crate::engine::request::{ActingNode, Answer, SamplesRequest};
+use crate::engine::drawing::Drawing;
+use crate::engine::request::{ActingNode, Answer, SamplesRequest, SamplesWord};
 use crate::engine::views::Views;
 
 /// What is to be drawn is looked for this often.
@@ -37,25 +38,6 @@ pub(super) struct SamplingWork {
     /// Those that have failed are tried again then.
     rests: BTreeMap<SamplingRef, Timestamp>,
     looked_at: Instant,
-}
-
-/// Pictures that a curator draws.
-#[derive(Clone)]
-pub(super) struct Drawing {
-    sampling: SamplingRef,
-    node: NodeId,
-    incarnation: Incarnation,
-    heard_at: Timestamp,
-    done: u32,
-    of: u32,
-}
-
-/// What a curator says of them.
-#[derive(Clone, Debug)]
-pub enum SamplesWord {
-    Progress { done: u32, of: u32 },
-    Done(DrawnSamples),
-    Failed(String),
 }
 
 impl SamplingWork {

@@ -15,7 +15,7 @@ use crescendo_proto::{convert, deletions, explained, v1};
 use crescendo_store::Revision;
 use imbl::OrdMap;
 
-use crate::engine::samplings::Drawing;
+use crate::engine::drawing::Drawing;
 use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.

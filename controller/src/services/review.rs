@@ -134,7 +134,7 @@ fn check(filter: &v1::PairFilter) -> Result<(), RequestError> {
     if Scale::of(&filter.score).is_none() {
         return Err(RequestError::invalid("filter.score", format!("{:?} is no score", filter.score)));
     }
-    if !(filter.least <= filter.most) {
+    if filter.least.is_nan() || filter.most.is_nan() || filter.least > filter.most {
         return Err(RequestError::invalid("filter.least", "must be a number, and at most filter.most"));
     }
     Ok(())

@@ -182,6 +182,12 @@ impl Scene {
                 v1::MarkPairsRequest { job_id, stage, indices, ..Default::default() }.encode_to_vec()
             }
             "ListPairMarks" => v1::ListPairMarksRequest { job_id, stage }.encode_to_vec(),
+            "ListSamples" => v1::ListSamplesRequest { job_id, stage }.encode_to_vec(),
+            "ReadSamples" => v1::ReadSamplesRequest { job_id, stage, step: 5 }.encode_to_vec(),
+            "ReportSamples" => {
+                v1::ReportSamplesRequest { draw_id: "nobody's".into(), node_id, message: None }
+                    .encode_to_vec()
+            }
             "WatchPairLog" => v1::WatchPairLogRequest { job_id, stage, from_unit: 0 }.encode_to_vec(),
             // Lists the services.
             "ServerReflectionInfo" => vec![0x3a, 0],
@@ -246,7 +252,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 42, "every call of the controller was tried");
+    assert_eq!(calls, 45, "every call of the controller was tried");
     Ok(())
 }
 
@@ -329,13 +335,15 @@ async fn the_same_calls_work_for_those_who_may_make_them() -> anyhow::Result<()>
     rules.sort_by_key(|rule| last.iter().position(|name| *name == rule.method).map_or(0, |at| at + 1));
     for rule in rules {
         // The first fails the unit that CommitUnit needs; it has a test of its own below. The second goes on from a job that has
-        // ended with a checkpoint, in `chain.rs`. The others need a curator and each other, and are in `reads.rs`; a node is
-        // forgotten in `drains.rs`.
+        // ended with a checkpoint, in `chain.rs`. The others need a curator and each other, and are in `reads.rs` and
+        // `samples.rs`; a node is forgotten in `drains.rs`.
         let elsewhere = [
             "FailUnit",
             "PlanContinuation",
             "ReadCheckpointFile",
             "ReadPairs",
+            "ReadSamples",
+            "ReportSamples",
             "SendObject",
             "CollectLeftovers",
             "JudgeObjects",

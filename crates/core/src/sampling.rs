@@ -3,7 +3,6 @@
 use crate::file::FileRecord;
 use crate::ids::{Generation, StageRef, Timestamp};
 use crate::object_keys;
-use crate::records::CheckpointRecord;
 
 /// Tries to draw, after which nobody tries again.
 pub const MAX_TRIES: u32 = 5;
@@ -88,12 +87,6 @@ impl SamplingRecord {
             SamplingState::Wanted { tries, .. } => tries,
             SamplingState::Drawn(_) | SamplingState::GivenUp { .. } => 0,
         }
-    }
-
-    /// Whether it is of this checkpoint.
-    pub fn is_of(&self, checkpoint: &CheckpointRecord) -> bool {
-        (self.step, self.generation) == (checkpoint.step, checkpoint.generation)
-            && self.stage == checkpoint.stage
     }
 
     /// What a curator has made of it, if any has.

@@ -4,6 +4,7 @@
 mod checkpoints;
 mod continuation;
 mod deletions;
+mod digests;
 mod jobs;
 mod marks;
 mod nodes;

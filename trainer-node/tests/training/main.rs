@@ -117,6 +117,8 @@ async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
         cluster.connected(&agent.node_id).await;
     }
     let mut spec = spec(5, 2);
+    // A save that is due while another is under way comes later: the first one is that of step 4.
+    spec.checkpoints.every = 4;
     spec.stages[0].train.on_starvation = crescendo_core::spec::OnStarvation::Repeat;
     start(folder, &cluster, &agents, "hungry", 1, &spec, None);
     let replay_passes = |checkpoint: &crescendo_proto::v1::Checkpoint| -> Vec<(u64, u64)> {
@@ -172,7 +174,9 @@ async fn marked_pairs_are_left_out_of_the_next_epoch_and_a_resumed_gang_changes_
     for agent in agents {
         cluster.connected(&agent.node_id).await;
     }
-    let spec = spec(6, 2);
+    let mut spec = spec(6, 2);
+    // A save that is due while another is under way comes later: the first one is that of step 4.
+    spec.checkpoints.every = 4;
     let begin = |job_id: &str, generation, resume_from, marks| {
         let begins = Begins { resume_from, init_from: None, marks };
         start_from(folder, &cluster, &agents, (job_id, generation), &spec, begins);

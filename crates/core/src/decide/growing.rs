@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::decide::PendingReason;
 use crate::decide::jobs::JobPass;
-use crate::decide::placing::{Ready, slots_of};
+use crate::decide::passes::slots_of;
+use crate::decide::placing::Ready;
 use crate::job::JobState;
 use crate::placement;
 use crate::processor;

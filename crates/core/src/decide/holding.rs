@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{EndKind, JobPass};
-use crate::decide::passes::{AtLimit, Idle, Limit, Wants};
-use crate::decide::placing::{Ready, Turn, slots_of};
+use crate::decide::passes::{AtLimit, Idle, Limit, Wants, slots_of};
+use crate::decide::placing::{Ready, Turn};
 use crate::decide::preemption::{self, Candidate};
 use crate::decide::{Change, PendingReason};
 use crate::holdings;

@@ -6,11 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::decide::DecideContext;
-use crate::decide::placing::slots_of;
 use crate::holdings::{Holdings, device_of};
 use crate::ids::{AttemptRef, IdMap, IdSet, JobId, NodeId, StageRef};
 use crate::placement::{self, NodeNeeds};
-use crate::records::AttemptRecord;
+use crate::records::{AttemptRecord, RankPlacement};
 use crate::spec::{DeviceChoice, ModelPreset, Topology};
 use crate::state::{Job, Stage};
 
@@ -182,4 +181,9 @@ pub(super) struct Found<'a> {
     pub too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
     /// Stages for which more slots may be free than for others.
     pub stopping: IdSet<StageRef>,
+}
+
+/// Slots that ranks hold.
+pub(super) fn slots_of(ranks: &[RankPlacement]) -> u32 {
+    u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }

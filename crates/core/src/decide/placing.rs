@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{JobPass, placing};
-use crate::decide::passes::{Asks, AtLimit, FirstWaiting, Idle, Limit, Needs, Wants};
+use crate::decide::passes::{Asks, AtLimit, FirstWaiting, Idle, Limit, Needs, Wants, slots_of};
 use crate::decide::{Change, PendingReason};
 use crate::holdings::device_of;
 use crate::ids::{AttemptRef, IdSet, JobId, NodeId, StageRef, Timestamp};
@@ -631,8 +631,4 @@ fn place_parts(
         ranks.extend(placed);
     }
     (!ranks.is_empty()).then_some(ranks)
-}
-
-pub(super) fn slots_of(ranks: &[RankPlacement]) -> u32 {
-    u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }

@@ -10,6 +10,7 @@ use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey,
 use crate::references::is_started_from;
 use crate::sampling::SamplingRecord;
 use crate::state::{ClusterState, Job, Stage};
+use crate::transitions::digests::check_sha256;
 use crate::transitions::jobs::{ended, one_line};
 use crate::transitions::samplings::samplings_with;
 
@@ -155,14 +156,6 @@ fn is_its_path(checkpoint: &CheckpointRecord) -> bool {
     object_keys::job_object(job.as_str(), &file) == expected
 }
 
-pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), RequestError> {
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if text.len() == 64 && text.bytes().all(hex) {
-        return Ok(());
-    }
-    Err(RequestError::invalid(field, "must be 64 lower-case hexadecimal digits"))
-}
-
 /// Checkpoints of the stage that are no longer kept once `new` is there: all but the newest `keepLast` undamaged ones
 /// besides the final one, those that are marked to be kept and those that are still to be drawn with, and damaged ones older
 /// than those.
@@ -172,7 +165,8 @@ fn expired_by(job: &Job, stage: &Stage, new: &CheckpointRecord) -> Vec<Checkpoin
     let mut kept = new_counts;
     let mut expired = Vec::new();
     let is_marked = |old: &CheckpointRecord| {
-        let is_drawn_with = |sampling: &Arc<SamplingRecord>| sampling.is_wanted() && sampling.is_of(old);
+        let is_drawn_with =
+            |sampling: &Arc<SamplingRecord>| sampling.is_wanted() && sampling.generation == old.generation;
         stage.keeps.contains_key(&(old.step, old.generation))
             || stage.samplings.get(&old.step).is_some_and(is_drawn_with)
     };

@@ -6,7 +6,7 @@ use crate::object_keys::{self, JobObject};
 use crate::records::{CheckpointRecord, Record, Write};
 use crate::sampling::{DrawnSamples, MAX_TRIES, MAX_WANTED, SamplingRecord, SamplingRef, SamplingState};
 use crate::state::{ClusterState, Job, Stage};
-use crate::transitions::checkpoints::check_sha256;
+use crate::transitions::digests::check_sha256;
 use crate::transitions::jobs::one_line;
 
 /// What is to be drawn now that `checkpoint` is there, and what is passed over for it.

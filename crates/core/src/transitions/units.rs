@@ -14,7 +14,7 @@ use crate::records::{
 };
 use crate::rejection::Rejection;
 use crate::state::{ClusterState, Stage};
-use crate::transitions::checkpoints::check_sha256;
+use crate::transitions::digests::check_sha256;
 use crate::transitions::jobs::{end_job, one_line};
 
 /// Pairs that one unit may bring; far above any unit size.
