@@ -107,7 +107,6 @@ impl Scene {
     fn body(&self, rule: &Rule) -> Vec<u8> {
         let job_id = self.job.clone();
         let stage = self.lease.stage.clone();
-        let node_id = "c-1".to_owned();
         match rule.method {
             "SubmitJob" => v1::SubmitJobRequest {
                 request_id: "r-2".into(),
@@ -166,6 +165,18 @@ impl Scene {
             }
             "JudgeObjects" => v1::JudgeObjectsRequest { collect_id: "nobody's".into(), ..Default::default() }
                 .encode_to_vec(),
+            // Lists the services.
+            "ServerReflectionInfo" => vec![0x3a, 0],
+            of_data => self.body_of_data(of_data),
+        }
+    }
+
+    /// Of calls on units, pairs, curves and samples.
+    fn body_of_data(&self, method: &str) -> Vec<u8> {
+        let job_id = self.job.clone();
+        let stage = self.lease.stage.clone();
+        let node_id = "c-1".to_owned();
+        match method {
             "LeaseUnit" => v1::LeaseUnitRequest { job_id, stage, node_id }.encode_to_vec(),
             "RenewUnit" => v1::RenewUnitRequest { lease: Some(self.lease.clone()), node_id }.encode_to_vec(),
             "CommitUnit" => unit_result(&self.lease).encode_to_vec(),
@@ -189,8 +200,6 @@ impl Scene {
                     .encode_to_vec()
             }
             "WatchPairLog" => v1::WatchPairLogRequest { job_id, stage, from_unit: 0 }.encode_to_vec(),
-            // Lists the services.
-            "ServerReflectionInfo" => vec![0x3a, 0],
             other => panic!("what does {other} take?"),
         }
     }
