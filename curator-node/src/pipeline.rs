@@ -2,7 +2,7 @@
 
 use crate::counts::Counts;
 use crate::paths::{PathError, PathResolver};
-use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions};
+use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec};
 use crescendo_dataset::pair::Pair;
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
 use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
@@ -13,7 +13,7 @@ use crescendo_model::pictures;
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{self, Device, Tensor};
 use crescendo_model::training::MicroBatch;
-use crescendo_model::unope::PositionMode;
+use crescendo_model::unope::Offsets;
 use crescendo_model::validation::{self, AskedAs};
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
@@ -194,7 +194,7 @@ pub struct DiffusionPipeline {
     text: Box<dyn TextEncoder>,
     /// The empty prompt, if pictures are guided away from it.
     empty: Option<EncodedText>,
-    positions: PositionMode,
+    positions: Offsets,
     draw: DrawSpec,
     seed: u64,
     stage_index: u32,
@@ -219,7 +219,7 @@ impl DiffusionPipeline {
         job: &JobSpec,
         stage_index: u32,
         draw: &DrawSpec,
-        positions: Positions,
+        positions: Offsets,
         paths: &PathResolver,
         models: &ModelContext,
     ) -> Result<DiffusionPipeline, PipelineError> {
@@ -256,7 +256,7 @@ impl DiffusionPipeline {
             source,
             codec,
             text,
-            positions: positions.into(),
+            positions,
             draw: draw.clone(),
             seed: job.seed,
             stage_index,
@@ -403,7 +403,7 @@ mod tests {
             .expect("copy");
         let draw = DrawSpec { steps: 1, guidance: 4.0, true_cfg: 1.0, batch: 2 };
         let open = |job: &JobSpec, models: &ModelContext| {
-            DiffusionPipeline::open(job, 0, &draw, Positions::Diagonal, &paths(folder.path()), models)
+            DiffusionPipeline::open(job, 0, &draw, Offsets::PUBLISHED, &paths(folder.path()), models)
                 .expect("open")
         };
         let picture = |pipeline: &DiffusionPipeline| {

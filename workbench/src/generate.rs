@@ -27,6 +27,7 @@ use crescendo_model::pictures;
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::sampler::StepView;
 use crescendo_model::tch::Tensor;
+use crescendo_model::unope::Offsets;
 use crescendo_model::{Flux, LoraAdapter, Preset};
 use image::RgbImage;
 
@@ -106,7 +107,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let config = PipelineConfig {
         flux: &flux,
         codec: inputs.codec.as_ref(),
-        positions: draw.positions.into(),
+        positions: Offsets::unscaled(draw.positions.into()).scaled(draw.position_scale),
         steps: draw.steps,
         guidance: draw.guidance,
         free_guidance: inputs.empty.as_ref().map(|empty| FreeGuidance { scale: draw.true_cfg, empty }),

@@ -21,7 +21,7 @@ pub struct Ending {
 }
 
 /// A `generate` command. Paths are as they are to be typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Drawing {
     pub preset: ModelPreset,
     pub weights: String,
@@ -30,6 +30,8 @@ pub struct Drawing {
     pub lora: Option<String>,
     pub references: Vec<String>,
     pub positions: Positions,
+    /// Times the published offset.
+    pub position_scale: f64,
     pub prompt: String,
     pub out: String,
 }
@@ -100,6 +102,9 @@ impl Drawing {
         }
         if let Some(word) = positions(self.positions) {
             option("positions", word);
+        }
+        if self.position_scale != 1.0 {
+            option("position-scale", &self.position_scale.to_string());
         }
         option("prompt", &self.prompt);
         option("out", &self.out);
@@ -203,6 +208,7 @@ mod tests {
             lora: Some("objects/it's here/dit_lora.safetensors".into()),
             references: vec!["subjects/mug.png".into()],
             positions: Positions::Diagonal,
+            position_scale: 1.0,
             prompt: "the subject on plain blue, centre".into(),
             out: "a-1.png".into(),
         }
@@ -239,6 +245,7 @@ to draw with it:
             preset: ModelPreset::FluxDev,
             model_dir: Some("models/flux".into()),
             positions: Positions::Frame,
+            position_scale: 2.0,
             references: vec![OWN_PICTURE.into()],
             ..drawing()
         };
@@ -250,6 +257,7 @@ to draw with it:
         assert!(text.starts_with("\nto fetch the LoRA of stage-2, step 200:\n  crescendo cp a-1"), "{text}");
         assert!(text.contains("to draw with it, with a picture of your subject as PICTURE.png:\n"), "{text}");
         assert!(text.contains("--model-dir models/flux") && text.contains("--positions frame"), "{text}");
+        assert!(text.contains("--position-scale 2"), "{text}");
         let text = Ending { drawing: Err("the base is elsewhere".into()), ..ending }.text("crescendo");
         assert!(text.ends_with("no command to draw with it here: the base is elsewhere\n"), "{text}");
     }

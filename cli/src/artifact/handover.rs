@@ -196,6 +196,7 @@ fn drawing(
         lora: is_lora.then_some(trained),
         references,
         positions: stage.positions,
+        position_scale: stage.position_scale,
         prompt: draw::prompt(stage, &words),
         out: format!("{job}.png"),
     })

@@ -42,7 +42,8 @@ fn every_ablation_is_right_and_another() {
         .map(|job| parse(&job.expect("a job").path().join("spec.yaml")).spec)
         .collect();
     std::fs::remove_dir_all(&folder).expect("the folder can be removed");
-    // Five modes of positions, stage II alone, two second references, two further filters; three seeds.
-    assert_eq!(specs.len(), 30);
+    // Five modes of positions, three other offsets, two longer ones, stage II alone, two second references, two further filters;
+    // three seeds.
+    assert_eq!(specs.len(), 45);
     assert_eq!(specs.iter().enumerate().filter(|(i, spec)| specs[..*i].contains(spec)).count(), 0);
 }

@@ -18,7 +18,7 @@ use crate::pictures;
 use crate::randomness::SampleKey;
 use crate::sampler::{Contrast, Progress, SampleRequest, sample};
 use crate::schedule::{inference_schedule, schedule};
-use crate::unope::PositionMode;
+use crate::unope::Offsets;
 
 /// One picture to draw.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ pub struct FreeGuidance<'a> {
 pub struct PipelineConfig<'a> {
     pub flux: &'a Flux,
     pub codec: &'a dyn LatentCodec,
-    pub positions: PositionMode,
+    pub positions: Offsets,
     /// Euler steps.
     pub steps: i64,
     /// For networks that take one; 4 in published sampling.
@@ -63,7 +63,7 @@ impl<'a> PipelineConfig<'a> {
         Self {
             flux,
             codec,
-            positions: PositionMode::Diagonal,
+            positions: Offsets::PUBLISHED,
             steps,
             guidance: 4.0,
             free_guidance: None,

@@ -1,12 +1,12 @@
 //! What the words of a spec mean to the networks. Whoever computes for a job goes by these: trainer, curators and reports must
 //! draw with the very network that is trained.
 
-use crescendo_core::spec::{ModelPreset, ModelSpec, NetworkSizes, Positions, Precision};
+use crescendo_core::spec::{ModelPreset, ModelSpec, NetworkSizes, Positions, Precision, StageSpec};
 use tch::{Device, Kind};
 
 use crate::config::{FluxConfig, Preset};
 use crate::flux::{LoadOptions, Storage};
-use crate::unope::PositionMode;
+use crate::unope::{Offsets, PositionMode};
 
 impl From<ModelPreset> for Preset {
     fn from(preset: ModelPreset) -> Self {
@@ -46,6 +46,13 @@ impl From<Positions> for PositionMode {
             Positions::None => PositionMode::None,
             Positions::Frame => PositionMode::Frame,
         }
+    }
+}
+
+/// Where the references of a stage go.
+impl From<&StageSpec> for Offsets {
+    fn from(stage: &StageSpec) -> Self {
+        Offsets::unscaled(stage.positions.into()).scaled(stage.position_scale)
     }
 }
 

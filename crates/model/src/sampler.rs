@@ -6,7 +6,7 @@ use crate::error::{ModelError, Result};
 use crate::flux::{Flux, FluxInputs, RopeTable};
 use crate::lora::LoraAdapter;
 use crate::packing;
-use crate::unope::{Grid, Layout, PositionMode};
+use crate::unope::{Grid, Layout, Offsets};
 
 /// What to draw. All samples of a batch have the same sizes.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct SampleRequest<'a> {
     pub txt: &'a Tensor,
     /// Pooled text `[batch, vec_in_dim]`.
     pub vec: &'a Tensor,
-    pub positions: PositionMode,
+    pub positions: Offsets,
     /// Times from 1 down to 0 ([`crate::schedule`]); one step per neighbouring pair.
     pub schedule: &'a [f64],
     /// Guidance value of guidance-distilled networks (4 by default in published sampling).
@@ -87,7 +87,7 @@ pub fn sample(
     let refs = request.refs.iter().map(|reference| on_device(&packing::pack(reference)?));
     let refs = refs.collect::<Result<Vec<_>>>()?;
     let side = |txt: &Tensor, vec: &Tensor, refs, references: Vec<Grid>| -> Result<Side> {
-        let layout = Layout { text_tokens, target, references, mode: request.positions };
+        let layout = Layout { text_tokens, target, references, offsets: request.positions };
         Ok(Side {
             rope: RopeTable::from_layout(&layout, flux.config(), device)?,
             txt: on_device(txt)?,
@@ -222,7 +222,7 @@ mod tests {
             refs: &inputs.refs,
             txt: &inputs.txt,
             vec: &inputs.vec,
-            positions: PositionMode::Diagonal,
+            positions: Offsets::PUBLISHED,
             schedule: &[1.0, 0.6, 0.2, 0.0],
             guidance: 4.0,
             contrast: None,
@@ -265,7 +265,7 @@ mod tests {
                 refs: &inputs.refs,
                 txt: &inputs.txt,
                 vec: &inputs.vec,
-                positions: PositionMode::Diagonal,
+                positions: Offsets::PUBLISHED,
                 // One step, so that the outcome is linear in the velocity.
                 schedule: &[1.0, 0.0],
                 guidance: 4.0,

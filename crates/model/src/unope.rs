@@ -1,4 +1,5 @@
-//! Position ids of text, target and references (UnoPE, arXiv 2504.02160 section 3.3, and its variants).
+//! Position ids of text, target and references (UnoPE, arXiv 2504.02160 section 3.3, and its variants), whose offset can be
+//! scaled.
 //!
 //! A token's id is (frame, row, column). Ids are float32 throughout: bfloat16 cannot tell positions above
 //! 256 apart.
@@ -59,6 +60,41 @@ impl FromStr for PositionMode {
     }
 }
 
+/// Where references go: on which axes they are offset, and how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Offsets {
+    pub mode: PositionMode,
+    /// Times the published offset, in thousandths.
+    thousandths: u32,
+}
+
+impl Offsets {
+    /// UnoPE as published.
+    pub const PUBLISHED: Offsets = Offsets::unscaled(PositionMode::Diagonal);
+
+    /// `mode` with offsets as published.
+    pub const fn unscaled(mode: PositionMode) -> Self {
+        Self { mode, thousandths: 1000 }
+    }
+
+    /// With offsets `scale` times as large, to three decimals. Not a number is 0.
+    #[must_use]
+    pub fn scaled(self, scale: f64) -> Self {
+        // `as` cuts off what does not fit.
+        Self { thousandths: (scale * 1000.0).round() as u32, ..self }
+    }
+
+    fn of(self, published: i64) -> f64 {
+        published as f64 * f64::from(self.thousandths) / 1000.0
+    }
+}
+
+impl From<PositionMode> for Offsets {
+    fn from(mode: PositionMode) -> Self {
+        Self::unscaled(mode)
+    }
+}
+
 /// A grid of tokens: rows and columns, half the latent's height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Grid {
@@ -91,7 +127,7 @@ pub struct Layout {
     pub text_tokens: i64,
     pub target: Grid,
     pub references: Vec<Grid>,
-    pub mode: PositionMode,
+    pub offsets: Offsets,
 }
 
 /// Ids of one sample, each float32 `[1, tokens, 3]`.
@@ -112,19 +148,20 @@ impl PositionIds {
 }
 
 impl Layout {
-    /// Ids of text (all zero), target (from 0) and references (shifted as `mode` says).
+    /// Ids of text (all zero), target (from 0) and references (shifted as `offsets` says).
     pub fn ids(&self, device: Device) -> Result<PositionIds> {
         let mut offset_rows = self.target.rows;
         let mut offset_columns = self.target.columns;
         let mut references = Vec::with_capacity(self.references.len());
         for (index, grid) in self.references.iter().enumerate() {
-            let (frame, row, column) = match self.mode {
+            let (frame, row, column) = match self.offsets.mode {
                 PositionMode::Diagonal => (0, offset_rows, offset_columns),
                 PositionMode::Height => (0, offset_rows, 0),
                 PositionMode::Width => (0, 0, offset_columns),
                 PositionMode::None => (0, 0, 0),
                 PositionMode::Frame => (index as i64 + 1, 0, 0),
             };
+            let [frame, row, column] = [frame, row, column].map(|published| self.offsets.of(published));
             references.push(grid_ids(*grid, frame, row, column, device)?);
             // Both offsets grow in every mode, also on the axis that the mode does not shift.
             offset_rows += grid.rows;
@@ -132,14 +169,14 @@ impl Layout {
         }
         Ok(PositionIds {
             text: Tensor::f_zeros([1, self.text_tokens, 3], (Kind::Float, device))?,
-            target: grid_ids(self.target, 0, 0, 0, device)?,
+            target: grid_ids(self.target, 0.0, 0.0, 0.0, device)?,
             references,
         })
     }
 }
 
 /// Row-major ids of one grid starting at (`frame`, `row`, `column`): float32 `[1, rows · columns, 3]`.
-fn grid_ids(grid: Grid, frame: i64, row: i64, column: i64, device: Device) -> Result<Tensor> {
+fn grid_ids(grid: Grid, frame: f64, row: f64, column: f64, device: Device) -> Result<Tensor> {
     let options = (Kind::Float, device);
     let shape = [grid.rows, grid.columns];
     let frames = Tensor::f_full(shape, frame, options)?;
@@ -156,12 +193,12 @@ fn grid_ids(grid: Grid, frame: i64, row: i64, column: i64, device: Device) -> Re
 mod tests {
     use super::*;
 
-    fn first_id(mode: PositionMode, reference: usize) -> Vec<f32> {
+    fn first_id(offsets: impl Into<Offsets>, reference: usize) -> Vec<f32> {
         let layout = Layout {
             text_tokens: 2,
             target: Grid { rows: 4, columns: 6 },
             references: vec![Grid { rows: 2, columns: 3 }, Grid { rows: 5, columns: 1 }],
-            mode,
+            offsets: offsets.into(),
         };
         let ids = layout.ids(Device::Cpu).unwrap();
         assert_eq!(ids.concatenated().unwrap().size(), [1, 2 + 24 + 6 + 5, 3]);
@@ -177,6 +214,20 @@ mod tests {
         assert_eq!(first_id(PositionMode::None, 1), [0.0, 0.0, 0.0]);
         assert_eq!(first_id(PositionMode::Frame, 0), [1.0, 0.0, 0.0]);
         assert_eq!(first_id(PositionMode::Frame, 1), [2.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn offsets_are_scaled_and_the_target_stays() {
+        let diagonal = Offsets::PUBLISHED;
+        assert_eq!(first_id(diagonal.scaled(0.5), 0), [0.0, 2.0, 3.0]);
+        assert_eq!(first_id(diagonal.scaled(2.0), 1), [0.0, 12.0, 18.0]);
+        assert_eq!(first_id(Offsets::from(PositionMode::Frame).scaled(3.0), 1), [6.0, 0.0, 0.0]);
+        assert_eq!(diagonal.scaled(1.0), diagonal);
+        let grids = (Grid { rows: 4, columns: 6 }, vec![Grid { rows: 2, columns: 3 }]);
+        let layout =
+            Layout { text_tokens: 2, target: grids.0, references: grids.1, offsets: diagonal.scaled(0.5) };
+        let target: Vec<f32> = Vec::try_from(layout.ids(Device::Cpu).unwrap().target.get(0).get(0)).unwrap();
+        assert_eq!(target, [0.0, 0.0, 0.0]);
     }
 
     #[test]

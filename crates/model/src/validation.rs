@@ -8,12 +8,12 @@ use crate::layers::to_device;
 use crate::lora::LoraAdapter;
 use crate::packing;
 use crate::training::{MicroBatch, NoisedTarget};
-use crate::unope::PositionMode;
+use crate::unope::Offsets;
 
 /// How the network is asked, as it was trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AskedAs {
-    pub positions: PositionMode,
+    pub positions: Offsets,
     /// Guidance value for guidance-distilled networks.
     pub guidance: f64,
     /// Dtype of times and guidance (see [`FluxInputs::timesteps`]).
@@ -91,7 +91,7 @@ mod tests {
             times: Tensor::from_slice(&[0.1f32, 0.5, 0.9]),
             weight: 1.0,
         };
-        let how = AskedAs { positions: PositionMode::Diagonal, guidance: 1.0, time_kind: Kind::Float };
+        let how = AskedAs { positions: Offsets::PUBLISHED, guidance: 1.0, time_kind: Kind::Float };
         let of_each = losses(&flux(), Some(&adapter()), &batch, how).unwrap();
         let mut step = TrainStep::for_adapter(flux(), adapter(), TrainOptions::default()).unwrap();
         let trained = step.gradients(&[batch], None).unwrap()[0].loss.double_value(&[]);

@@ -26,11 +26,10 @@ use crate::sources::compose::{
 use crate::sources::panel_split::{self, Arrangement, PanelSplitError};
 use crate::sources::prompts::{PromptBook, PromptSource};
 use crescendo_core::rejection::Rejection;
-use crescendo_core::spec::{
-    GenerateSpec, JobSpec, ModelPreset, PanelArrangement, PanelShapes, Positions, StageSpec,
-};
+use crescendo_core::spec::{GenerateSpec, JobSpec, ModelPreset, PanelArrangement, PanelShapes, StageSpec};
 use crescendo_dataset::pair::Pair;
 use crescendo_model::drawing::GenerationRequest;
+use crescendo_model::unope::Offsets;
 use image::RgbImage;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -96,7 +95,7 @@ impl Generator {
         };
         // The base draws without references, so positions say nothing.
         let pipeline =
-            DiffusionPipeline::open(job, stage_index, &spec.draw, Positions::Diagonal, paths, models)?;
+            DiffusionPipeline::open(job, stage_index, &spec.draw, Offsets::PUBLISHED, paths, models)?;
         Ok(Generator {
             spec: spec.clone(),
             preset: job.model.preset,

@@ -29,12 +29,13 @@ use crate::sources::captions::{NAMELESS, SETTINGS};
 use crate::sources::compose::{Composer, Region, Scene};
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
-    ComposeLayout, ComposeSpec, CropSpec, DataSource, JobSpec, ModelPreset, Positions, StageSpec,
+    ComposeLayout, ComposeSpec, CropSpec, DataSource, JobSpec, ModelPreset, StageSpec,
 };
 use crescendo_dataset::pair::Pair;
 use crescendo_model::drawing::GenerationRequest;
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::owlv2::{BoundingBox, Detection, Owlv2Detector};
+use crescendo_model::unope::Offsets;
 use image::RgbImage;
 use image::imageops::crop_imm;
 use serde_json::json;
@@ -125,7 +126,7 @@ impl Recomposer {
                     return Err(SourceError::NoCheckpoint { stage: spec.from.clone() });
                 }
                 let earlier = job.stages.iter().find(|other| other.name == spec.from);
-                let positions = earlier.map_or(Positions::Diagonal, |earlier| earlier.positions);
+                let positions = earlier.map_or(Offsets::PUBLISHED, Offsets::from);
                 let pipeline =
                     DiffusionPipeline::open(job, stage_index, &recompose.draw, positions, paths, models)?;
                 Some(Redrawing { pipeline, filter })

@@ -128,7 +128,7 @@ impl RankPlan {
 
     pub fn options(&self) -> TrainOptions {
         TrainOptions {
-            positions: self.stage.positions.into(),
+            positions: (&self.stage).into(),
             guidance: self.stage.train.guidance,
             time_kind: Preset::from(self.spec.model.preset).time_kind(self.base_kind()),
             recompute: self.recompute(0),

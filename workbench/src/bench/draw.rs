@@ -8,7 +8,7 @@ use crescendo_model::flux::LoadOptions;
 use crescendo_model::sampler::{SampleRequest, sample};
 use crescendo_model::schedule::{inference_schedule, schedule};
 use crescendo_model::tch::{self, Device, Kind, Tensor};
-use crescendo_model::unope::PositionMode;
+use crescendo_model::unope::Offsets;
 use crescendo_model::{Flux, Preset};
 use serde_json::json;
 
@@ -101,7 +101,7 @@ pub fn run(args: &DrawArgs) -> Result<()> {
         refs: &[],
         txt: &txt,
         vec: &vec,
-        positions: PositionMode::Diagonal,
+        positions: Offsets::PUBLISHED,
         schedule: &times,
         guidance: 4.0,
         contrast: None,

@@ -66,6 +66,9 @@ pub struct DrawSettings {
     /// Where the references lie
     #[arg(long, value_enum, default_value = "diagonal")]
     positions: Positions,
+    /// Times the published offset, as `positionScale` of the spec
+    #[arg(long, value_name = "SCALE", default_value_t = 1.0)]
+    position_scale: f64,
     /// Token count that the times are shifted for; the published inference computes a wrong one, and `published` repeats it
     #[arg(long, value_enum, default_value = "true")]
     schedule: ScheduleRule,
@@ -83,6 +86,7 @@ pub struct Resolved {
     pub guidance: f64,
     pub true_cfg: f64,
     pub positions: Positions,
+    pub position_scale: f64,
     pub published_schedule: bool,
     #[serde(skip)]
     pub exact_times: bool,
@@ -100,6 +104,11 @@ impl DrawSettings {
             );
         }
         ensure!(self.guidance.is_finite(), "--guidance: {} is not a number", self.guidance);
+        ensure!(
+            self.position_scale > 0.0 && self.position_scale <= 16.0,
+            "--position-scale: {} is not above 0 and at most 16",
+            self.position_scale
+        );
         let true_cfg = self.true_cfg.unwrap_or(if parts.preset == Preset::Nano { 2.0 } else { 1.0 });
         ensure!((1.0..=100.0).contains(&true_cfg), "--true-cfg: {true_cfg} is not between 1 and 100");
         Ok(Resolved {
@@ -109,6 +118,7 @@ impl DrawSettings {
             steps: i64::from(self.steps),
             guidance: self.guidance,
             positions: self.positions,
+            position_scale: self.position_scale,
             published_schedule: self.schedule == ScheduleRule::Published,
             exact_times: parts.preset.has_exact_times(),
         })

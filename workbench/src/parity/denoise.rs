@@ -4,7 +4,7 @@ use crescendo_model::packing;
 use crescendo_model::sampler::{SampleRequest, published_noise, sample};
 use crescendo_model::schedule::inference_schedule;
 use crescendo_model::tch::{Kind, Tensor};
-use crescendo_model::unope::PositionMode;
+use crescendo_model::unope::Offsets;
 use crescendo_model::weights::TensorMap;
 use crescendo_model::{Flux, LoraAdapter};
 use serde::Deserialize;
@@ -72,7 +72,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             refs: &refs,
             txt: &run.cast(&fixture.tensor("in.txt")?)?,
             vec: &run.cast(&fixture.tensor("in.vec")?)?,
-            positions: PositionMode::Diagonal,
+            positions: Offsets::PUBLISHED,
             schedule: &schedule,
             guidance: sampling.guidance,
             contrast: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use crescendo_model::packing;
 use crescendo_model::tch::Tensor;
-use crescendo_model::unope::{Grid, Layout, PositionMode};
+use crescendo_model::unope::{Grid, Layout, Offsets, PositionMode};
 use serde::Deserialize;
 
 use super::compare::Checks;
@@ -57,7 +57,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
                 text_tokens: sizes.text_len,
                 target: grid(sizes.latent_size),
                 references: sizes.ref_latent_sizes.iter().copied().map(grid).collect(),
-                mode: mode(letter)?,
+                offsets: mode(letter)?.into(),
             };
             let ids = layout.ids(fixture.device)?;
             let prefix = format!("out.{case}.{letter}");
@@ -89,7 +89,7 @@ fn pack(fixture: &Fixture, checks: &mut Checks<'_>, prompts: i64) -> anyhow::Res
         text_tokens,
         target: Grid::of_latent(&latent)?,
         references: vec![Grid::of_latent(&reference)?],
-        mode: PositionMode::Diagonal,
+        offsets: Offsets::PUBLISHED,
     };
     let ids = layout.ids(fixture.device)?;
     checks.compare("out.pack.img_tokens", &repeated(&packing::pack(&latent)?, prompts)?)?;

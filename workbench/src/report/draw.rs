@@ -15,7 +15,7 @@ use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
 use crescendo_model::flux::{LoadOptions, Storage};
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{Device, Kind, Tensor, no_grad};
-use crescendo_model::unope::PositionMode;
+use crescendo_model::unope::Offsets;
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
 
@@ -36,7 +36,7 @@ pub struct Contender {
     pub label: String,
     /// References that it was trained with; none for the base.
     pub references: Option<usize>,
-    positions: PositionMode,
+    positions: Offsets,
     /// What a stage trained; none for the base.
     trained: Option<Trained>,
 }
@@ -60,7 +60,7 @@ impl Contender {
 
 /// The base, if it is wanted and the job began with one, and every stage that left something.
 pub fn contenders(spec: &JobSpec, left: &[Left], with_base: bool) -> Vec<Contender> {
-    let first = spec.stages.first().map(|stage| PositionMode::from(stage.positions));
+    let first = spec.stages.first().map(Offsets::from);
     let base = first.filter(|_| with_base && spec.model.weights.is_some());
     let base = base.map(|positions| Contender {
         label: "base".to_owned(),
@@ -72,7 +72,7 @@ pub fn contenders(spec: &JobSpec, left: &[Left], with_base: bool) -> Vec<Contend
         Some(Contender {
             label: stage.name.clone(),
             references: Some(stage.references as usize),
-            positions: stage.positions.into(),
+            positions: stage.into(),
             trained: Some(left.trained.clone()?),
         })
     });

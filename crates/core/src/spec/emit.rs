@@ -100,10 +100,14 @@ fn write_labels(out: &mut Writer, depth: usize, name: &str, labels: &BTreeMap<St
 }
 
 fn write_stage(out: &mut Writer, stage: &StageSpec) {
-    let StageSpec { name, references, positions, init_from, data, train } = stage;
+    let StageSpec { name, references, positions, position_scale, init_from, data, train } = stage;
     out.item(2, "name", text(name));
     out.line(3, "references", references);
     out.line(3, "positions", word(positions));
+    // Said only where it says something: earlier versions do not know it.
+    if *position_scale != 1.0 {
+        out.line(3, "positionScale", number(*position_scale));
+    }
     match init_from {
         None => out.line(3, "initFrom", "none"),
         Some(StartSpec { checkpoint, optimizer: false }) => out.line(3, "initFrom", text(checkpoint)),

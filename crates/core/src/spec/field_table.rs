@@ -302,6 +302,12 @@ pub const FIELDS: &[Field] = &[
         "Where reference tokens sit in the rotary position space (paper, section 3.3 and table 5): past everything before on both axes, on one, not at all, or on the frame axis.",
     ),
     field(
+        "spec.stages[].positionScale",
+        Kind::Number(above(0.0, 16.0)),
+        Default::Number(1.0),
+        "How far references are offset, times the published offset: with 0.5 the first one begins in the middle of the target, with 2 it leaves a gap. Without meaning for `positions: none`. The published code and ComfyUI know no other than 1.",
+    ),
+    field(
         "spec.stages[].initFrom",
         Kind::Start,
         Default::From("the stage before; `none` in the first"),

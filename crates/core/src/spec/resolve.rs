@@ -175,6 +175,7 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
         Some("frame") => Positions::Frame,
         _ => Positions::Diagonal,
     };
+    let position_scale = number(reader, section, &path.field("positionScale"), "spec.stages[].positionScale");
     let init_from = start(reader, section, &path.field("initFrom"), around.before());
     // The data's defaults look at the steps and the batch, and the training's at the size of the pictures.
     let train_path = path.field("train");
@@ -191,7 +192,7 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
     };
     let data = data(reader, section, &path.field("data"), asked, around);
     let train = train(reader, train_section, &train_path, asked, around.resolution(&data.source), around);
-    StageSpec { name, references, positions, init_from, data, train }
+    StageSpec { name, references, positions, position_scale, init_from, data, train }
 }
 
 /// What a stage starts from: the stage before, if it says nothing.

@@ -206,10 +206,22 @@ pub struct StageSpec {
     /// Reference images per sample, 0 to 8. 0 trains plain text-to-image.
     pub references: u32,
     pub positions: Positions,
+    /// Offset of the references, times the published one; above 0, at most 16.
+    #[serde(default = "published_scale", skip_serializing_if = "is_published_scale")]
+    pub position_scale: f64,
     /// What this stage starts from; nothing but the base if absent.
     pub init_from: Option<StartSpec>,
     pub data: DataSpec,
     pub train: TrainSpec,
+}
+
+fn published_scale() -> f64 {
+    1.0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_published_scale(scale: &f64) -> bool {
+    *scale == published_scale()
 }
 
 /// Where reference tokens sit in the rotary position space (UNO paper, section 3.3 and table 5).

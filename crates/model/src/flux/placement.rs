@@ -209,7 +209,7 @@ mod tests {
     use super::*;
     use crate::flux::{Flux, FluxInputs, RopeTable};
     use crate::randomness::NormalStream;
-    use crate::unope::{Grid, Layout, PositionMode};
+    use crate::unope::{Grid, Layout, Offsets};
     use crate::weights::TensorMap;
     use crate::{BlockSelection, FluxConfig, LoraAdapter};
 
@@ -245,7 +245,7 @@ mod tests {
             text_tokens: 3,
             target: Grid { rows: 2, columns: 3 },
             references: vec![Grid { rows: 1, columns: 2 }],
-            mode: PositionMode::Diagonal,
+            offsets: Offsets::PUBLISHED,
         };
         let rope = RopeTable::from_layout(&layout, flux.config(), Device::Cpu).unwrap();
         let time = Tensor::from_slice(&[0.4f32, 0.9]);

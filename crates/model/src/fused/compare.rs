@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Fused, HeadNorm, Heads, Kernels, ModulationColumns, StreamPlace};
 use crate::error::{ModelError, Result};
 use crate::flux::{NORM_EPS, RopeTable};
-use crate::unope::{Grid, Layout, PositionMode};
+use crate::unope::{Grid, Layout, Offsets};
 use crate::{FluxConfig, randomness::NormalStream};
 
 /// Rounds that are timed; the median counts.
@@ -134,7 +134,7 @@ impl Inputs {
             text_tokens: 0,
             target: Grid { rows: side, columns: side },
             references: Vec::new(),
-            mode: PositionMode::Diagonal,
+            offsets: Offsets::PUBLISHED,
         };
         Ok(Self {
             x: draw("x", &[batch, tokens, hidden], kind)?,

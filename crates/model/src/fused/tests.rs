@@ -3,7 +3,7 @@
 use super::*;
 use crate::FluxConfig;
 use crate::randomness::NormalStream;
-use crate::unope::{Grid, Layout, PositionMode};
+use crate::unope::{Grid, Layout, Offsets};
 
 const EPS: f64 = 1e-6;
 
@@ -75,7 +75,7 @@ fn heads_of_two_streams() {
         text_tokens: 4,
         target: Grid { rows: 2, columns: 3 },
         references: Vec::new(),
-        mode: PositionMode::Diagonal,
+        offsets: Offsets::PUBLISHED,
     };
     let rope = RopeTable::from_layout(&layout, &config, Device::Cpu).expect("a table");
     let (query_scale, key_scale) = (draw("q", &[12], Kind::Float), draw("k", &[12], Kind::Float));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::flux::{Flux, FluxInputs, RopeTable};
 use crate::randomness::NormalStream;
-use crate::unope::{Grid, Layout, PositionMode};
+use crate::unope::{Grid, Layout, Offsets};
 use crate::{BlockSelection, FluxConfig, LoraAdapter};
 
 fn config() -> FluxConfig {
@@ -50,7 +50,7 @@ fn run(base: TensorMap, adapter: Option<TensorMap>) -> Tensor {
         text_tokens: 3,
         target: Grid { rows: 2, columns: 2 },
         references: vec![Grid { rows: 1, columns: 2 }],
-        mode: PositionMode::Diagonal,
+        offsets: Offsets::PUBLISHED,
     };
     let inputs = FluxInputs {
         img: &draw("img", &[1, 4, 48]),

@@ -8,7 +8,7 @@ use super::*;
 use crate::flux::{LoadOptions, Offload, Storage};
 use crate::fused::Kernels;
 use crate::randomness::{NormalStream, SampleKey};
-use crate::unope::{Grid, Layout, PositionMode};
+use crate::unope::{Grid, Layout, Offsets};
 use crate::weights::TensorMap;
 use crate::{BlockSelection, Flux, FluxConfig, FluxInputs, LoraAdapter, RopeTable, packing};
 
@@ -77,7 +77,7 @@ fn plain_loss(flux: &Flux, adapter: Option<&LoraAdapter>, micro: &MicroBatch) ->
         text_tokens: 3,
         target: Grid::of_latent(&micro.latents).unwrap(),
         references: micro.refs.iter().map(|r| Grid::of_latent(r).unwrap()).collect(),
-        mode: PositionMode::Diagonal,
+        offsets: Offsets::PUBLISHED,
     };
     let rope = RopeTable::from_layout(&layout, flux.config(), Device::Cpu).unwrap();
     let refs: Vec<Tensor> = micro.refs.iter().map(|r| packing::pack(r).unwrap()).collect();

@@ -15,12 +15,12 @@ use crate::fused::{Fused, Kernels};
 use crate::layers::to_device;
 use crate::lora::LoraAdapter;
 use crate::packing;
-use crate::unope::{Grid, Layout, PositionMode};
+use crate::unope::{Grid, Layout, Offsets};
 
 /// Settings of the loss.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainOptions {
-    pub positions: PositionMode,
+    pub positions: Offsets,
     /// Guidance value for guidance-distilled networks; 1 in published training.
     pub guidance: f64,
     /// Dtype of time and guidance (see [`FluxInputs::timesteps`]); must be what sampling will use.
@@ -52,7 +52,7 @@ impl Default for BlockPass {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
-            positions: PositionMode::Diagonal,
+            positions: Offsets::PUBLISHED,
             guidance: 1.0,
             time_kind: Kind::Float,
             recompute: Recompute::None,
@@ -142,7 +142,7 @@ impl MicroBatch {
         })
     }
 
-    pub(crate) fn layout(&self, positions: PositionMode) -> Result<Layout> {
+    pub(crate) fn layout(&self, positions: Offsets) -> Result<Layout> {
         let text_tokens = match self.txt.size().as_slice() {
             [_, tokens, _] => *tokens,
             other => {
@@ -156,7 +156,7 @@ impl MicroBatch {
             text_tokens,
             target: Grid::of_latent(&self.latents)?,
             references: self.refs.iter().map(Grid::of_latent).collect::<Result<_>>()?,
-            mode: positions,
+            offsets: positions,
         })
     }
 }

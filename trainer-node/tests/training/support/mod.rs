@@ -377,6 +377,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             name: STAGE.into(),
             references: 1,
             positions: Positions::Diagonal,
+            position_scale: 1.0,
             init_from: None,
             data: DataSpec {
                 source: DataSource::Compose(ComposeSpec {

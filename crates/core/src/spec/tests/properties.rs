@@ -180,6 +180,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
             name: String::new(),
             references: references.min(8),
             positions: all[positions],
+            position_scale: f64::from(size) / 4.0,
             init_from: None,
             data: DataSpec {
                 source,
