@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use crescendo_proto::v1::read_samples_response::Message;
 use crescendo_proto::v1::sample_service_client::SampleServiceClient;
 use crescendo_proto::v1::{ListSamplesRequest, ReadSamplesRequest, Sampling, SamplingState};
+use crescendo_testing::eventually;
+use crescendo_testing::tensorboard::TensorBoard;
 use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
 use sha2::{Digest as _, Sha256};
 
@@ -123,6 +125,43 @@ async fn checkpoints_are_drawn_with_while_the_job_trains_and_its_end_afterwards(
     let (ok, out, error) =
         cluster.crescendo(&["samples", &job_id, "--sheet", &sheet.to_string_lossy()]).await?;
     ensure!(ok && std::fs::read_to_string(&sheet)?.contains("before training"), "{out}\n{error}");
+    // And in TensorBoard, by its data server and by its own reader.
+    for way in [&[][..], &["--load_fast=false"]] {
+        let Some(board) = TensorBoard::start_or_skip(&cluster.objects().join("jobs"), way) else {
+            return Ok(());
+        };
+        in_tensorboard(&board, &drawn).await.with_context(|| format!("TensorBoard {way:?}"))?;
+    }
+    Ok(())
+}
+
+/// What was drawn is there, by step, with the loss.
+async fn in_tensorboard(board: &TensorBoard, drawn: &[&Sampling]) -> Result<()> {
+    let run = format!("{}/stage-1/tensorboard/samples", drawn[0].job_id);
+    let asked = run.replace('/', "%2F");
+    let losses: Vec<(u64, f32)> =
+        drawn.iter().filter_map(|one| Some((one.step, one.validation.as_ref()?.mean as f32))).collect();
+    let path = format!("/data/plugin/scalars/scalars?run={asked}&tag=validation%2Floss");
+    eventually("the loss is a curve", async || {
+        let points: Vec<(f64, u64, f32)> =
+            board.ask(&path).await.and_then(|answer| serde_json::from_value(answer).ok()).unwrap_or_default();
+        let points: Vec<(u64, f32)> = points.into_iter().map(|(_, step, loss)| (step, loss)).collect();
+        Ok((points == losses).then_some(()))
+    })
+    .await?;
+    let tags = board.ask("/data/plugin/images/tags").await.context("tags of pictures")?;
+    let tags: Vec<String> = tags[&run].as_object().context("the run has pictures")?.keys().cloned().collect();
+    ensure!(tags.len() == 3 && tags.iter().any(|tag| tag.ends_with(": a thing on a table")), "{tags:?}");
+    for tag in tags {
+        let tag: String = tag.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let path = format!("/data/plugin/images/images?sample=0&run={asked}&tag={tag}");
+        let pictures = board.ask(&path).await.context("pictures")?;
+        let steps: Vec<u64> =
+            pictures.as_array().into_iter().flatten().filter_map(|one| one["step"].as_u64()).collect();
+        ensure!(steps == drawn.iter().map(|one| one.step).collect::<Vec<_>>(), "{steps:?}: {pictures}");
+        // A reference and two pictures of 16 pixels, with a gap.
+        ensure!(pictures[0]["width"].as_u64().is_some_and(|width| width >= 3 * 16), "{pictures}");
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //!   library ─ held-out subjects ▶ └ pictures, losses; in turns with units  ┘ ─▶ SamplingProgress, every few seconds
 //! ```
 
+mod events;
 mod subjects;
 
 use crate::counts::Counts;
@@ -35,6 +36,7 @@ use crescendo_proto::v1::{
     CheckpointFile, DrawSamples, ReportSamplesRequest, SamplesDone, SamplingProgress, StageRef,
     ValidationLoss,
 };
+use events::Strip;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -109,6 +111,8 @@ struct Drawing {
 struct Made {
     pictures: Option<ShardBytes>,
     validation: Option<ValidationLoss>,
+    /// Of each subject, its pictures side by side.
+    strips: Vec<Strip>,
 }
 
 /// Something to draw, before it is drawn: its target is what a perfect network might draw, or nothing.
@@ -221,6 +225,16 @@ impl Node {
             Some(shard) => Some(put(objects.as_ref(), &order, shard).await?),
             None => None,
         };
+        // For people: nothing depends on it.
+        if let Err(error) =
+            events::write(objects.as_ref(), &order, made.strips, made.validation.as_ref()).await
+        {
+            tracing::warn!(
+                step = order.step,
+                error = with_causes(&error),
+                "TensorBoard is not told of the samples"
+            );
+        }
         let pictures = u32::try_from(pictures).unwrap_or(u32::MAX);
         Ok(SamplesDone { file, pictures, validation: made.validation })
     }
@@ -314,13 +328,14 @@ impl Drawing {
             &self.job,
             self.stage_index,
             &self.samples.draw,
-            self.stage.positions,
+            (&self.stage).into(),
             &self.paths,
             &self.models,
         )?;
-        let pictures = self.draw(&pipeline, size, &subjects)?;
+        let mut strips = Vec::new();
+        let pictures = self.draw(&pipeline, size, &subjects, &mut strips)?;
         let validation = self.validate(&pipeline, &pairs)?;
-        Ok(Made { pictures, validation })
+        Ok(Made { pictures, validation, strips })
     }
 
     fn draw(
@@ -328,6 +343,7 @@ impl Drawing {
         pipeline: &DiffusionPipeline,
         size: u32,
         subjects: &[Subject],
+        strips: &mut Vec<Strip>,
     ) -> Result<Option<ShardBytes>, SamplesError> {
         if subjects.is_empty() {
             return Ok(None);
@@ -357,6 +373,12 @@ impl Drawing {
                 }
                 self.progress.done.fetch_add(drawn.len() as u32, Ordering::Relaxed);
                 for (target, (subject, position)) in drawn.into_iter().zip(few) {
+                    if position % PICTURES_EACH == 0 {
+                        strips.push(Strip::of(&subject.prompt, &subject.references));
+                    }
+                    if let Some(strip) = strips.last_mut() {
+                        strip.add(&target);
+                    }
                     shard.push(&subject.drawn(target, *position))?;
                 }
             }

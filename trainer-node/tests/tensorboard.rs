@@ -1,82 +1,31 @@
 //! A stage's event files under a TensorBoard that is open while they grow: the program itself, with its default settings.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use crescendo_testing::tensorboard::{LIMIT, TensorBoard};
 use crescendo_trainer_node::rank::event_files::EventFiles;
 use crescendo_trainer_node::rank::history::{History, StepRecord};
 use crescendo_trainer_node::rank::hyper_parameters::HyperParameter;
 use crescendo_trainer_node::rank::tfevents::Run;
 use object_store::ObjectStore;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::sleep;
 
-/// TensorBoard looks for what is new every five seconds, and begins with a second or more of Python.
-const LIMIT: Duration = Duration::from_secs(120);
+/// What the page of a TensorBoard shows.
+struct Board(TensorBoard);
 
-/// Killed when dropped.
-struct TensorBoard {
-    port: u16,
-    child: Child,
-}
-
-impl Drop for TensorBoard {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl TensorBoard {
-    /// Nothing where there is no TensorBoard (`CRESCENDO_TENSORBOARD`, else `tensorboard` on the path), in plain sight.
+impl Board {
     fn start_or_skip(logdir: &Path) -> Option<Self> {
-        let chosen =
-            std::env::var_os("CRESCENDO_TENSORBOARD").map(PathBuf::from).filter(|path| path.exists());
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("bound").port();
-        let spawned = Command::new(chosen.unwrap_or_else(|| "tensorboard".into()))
-            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--logdir"])
-            .arg(logdir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match spawned {
-            Ok(child) => Some(Self { port, child }),
-            Err(error) => {
-                let required = ["CRESCENDO_REQUIRE_TENSORBOARD"];
-                let required = required.iter().any(|name| std::env::var_os(name).is_some());
-                assert!(!required, "TensorBoard is required here, but cannot be started: {error}");
-                eprintln!("SKIPPED: tensorboard is not on the path (set CRESCENDO_TENSORBOARD)");
-                None
-            }
-        }
-    }
-
-    /// What it answers; nothing while it does not.
-    async fn ask(&self, path: &str) -> Option<serde_json::Value> {
-        let asked = async {
-            let address = format!("127.0.0.1:{}", self.port);
-            let mut stream = tokio::net::TcpStream::connect(&address).await?;
-            let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        let answer = tokio::time::timeout(Duration::from_secs(10), asked).await.ok()?.ok()?;
-        let (_, body) = answer.split_once("\r\n\r\n")?;
-        serde_json::from_str(body).ok()
+        TensorBoard::start_or_skip(logdir, &[]).map(Self)
     }
 
     /// Steps and values of the loss of a run; empty while there is none.
     async fn curve(&self, run: &str) -> Vec<(u64, f64)> {
         let run = run.replace('/', "%2F");
-        let asked = self.ask(&format!("/data/plugin/scalars/scalars?run={run}&tag=train%2Floss")).await;
+        let asked = self.0.ask(&format!("/data/plugin/scalars/scalars?run={run}&tag=train%2Floss")).await;
         // Time, step, value.
         let points: Vec<(f64, u64, f64)> =
             asked.and_then(|answer| serde_json::from_value(answer).ok()).unwrap_or_default();
@@ -92,7 +41,7 @@ impl TensorBoard {
         let mut seen = None;
         let shown = async {
             loop {
-                seen = self.ask(&path).await;
+                seen = self.0.ask(&path).await;
                 let groups = seen.as_ref().and_then(|seen| seen["sessionGroups"].as_array()).cloned();
                 let of = |group: &serde_json::Value| {
                     let session = &group["sessions"][0];
@@ -174,7 +123,7 @@ async fn a_curve_grows_while_it_is_looked_at() {
         }
     };
     checkpoint(&[4.0, 3.5]).await;
-    let Some(board) = TensorBoard::start_or_skip(&root.path().join("jobs")) else { return };
+    let Some(board) = Board::start_or_skip(&root.path().join("jobs")) else { return };
     board.shows(&runs, &curve(&[4.0, 3.5])).await;
     // The next checkpoint; and one more, with its file open all the while.
     for losses in [&[4.0, 3.5, 3.0, 2.5][..], &[4.0, 3.5, 3.0, 2.5, 2.0]] {
@@ -214,7 +163,7 @@ async fn runs_are_rows_of_a_table_with_what_they_are_trained_with() {
             files.write(&folder, losses.len() as u64, history(losses), &run, is_last).await.expect("written");
         }
     }
-    let Some(board) = TensorBoard::start_or_skip(&root.path().join("jobs")) else { return };
+    let Some(board) = Board::start_or_skip(&root.path().join("jobs")) else { return };
     board.shows(&["a/tensorboard", "b/tensorboard"], &curve(&[4.0, 3.5, 3.0])).await;
     let mut rows = board.table(2).await;
     rows.sort_by(|one, other| other.1.cmp(&one.1));
@@ -227,7 +176,7 @@ async fn runs_are_rows_of_a_table_with_what_they_are_trained_with() {
         assert_eq!(row.2, 3.0, "{row:?}");
     }
     assert_eq!([rows[0].1.as_str(), rows[1].1.as_str()], ["STATUS_UNKNOWN", "STATUS_SUCCESS"]);
-    let columns = board.ask("/data/plugin/hparams/experiment?request=%7B%7D").await.expect("an answer");
+    let columns = board.0.ask("/data/plugin/hparams/experiment?request=%7B%7D").await.expect("an answer");
     let named: Vec<&str> = columns["hparamInfos"]
         .as_array()
         .expect("columns")

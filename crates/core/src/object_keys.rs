@@ -9,6 +9,7 @@
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION-rRANK/FILE` | one that another rank than 0 has saved, since 0 was lost |
 //! | `jobs/JOB/STAGE/samples/step-STEP-gGENERATION-ID.tar` | pictures that were drawn with that checkpoint, as a shard; one key a try |
 //! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.NUMBER…` | the stage's curve, for TensorBoard |
+//! | `jobs/JOB/STAGE/tensorboard/samples/events.out.tfevents.STEP…` | samples of a step, for TensorBoard |
 //! | `jobs/JOB/logs/TIME-NODE-ID.jsonl` | lines that a node's process has logged of the job |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
 //! | `tenants/TENANT/…` | what a tenant brings of its own; nothing here writes it |
@@ -265,6 +266,14 @@ pub fn is_plain(name: &str) -> bool {
 /// Folder of a stage's event files of TensorBoard.
 pub fn events(job: &str, stage: &str) -> String {
     format!("jobs/{job}/{stage}/tensorboard")
+}
+
+/// Event file of what was drawn with a checkpoint, in a folder that TensorBoard takes for a run of its own: beside the curve,
+/// which another process writes, it would be read in place of it.
+pub fn sample_events(job: &str, stage: &str, step: u64, generation: u64) -> String {
+    // Names in the order of steps: TensorBoard does not look back.
+    let name = format!("events.out.tfevents.{step:010}-g{generation}.crescendo-samples");
+    format!("{}/samples/{name}", events(job, stage))
 }
 
 /// Folder of what a job's curators spent at an endpoint, a file a process.

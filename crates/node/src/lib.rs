@@ -17,6 +17,7 @@
 //! | [`runtime`] | how a process starts, serves and stops |
 //! | [`session`] | a node and the controller |
 //! | [`telemetry`] | logs, metrics and traces |
+//! | [`tfevents`] | event files of TensorBoard |
 //! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
 
 pub mod objects;
@@ -24,4 +25,5 @@ pub mod paths;
 pub mod runtime;
 pub mod session;
 pub mod telemetry;
+pub mod tfevents;
 pub mod tls;

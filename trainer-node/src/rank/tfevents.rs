@@ -1,12 +1,10 @@
 //! The history of a stage as event files of TensorBoard, `jobs/<job>/<stage>/tensorboard/events.out.tfevents.<number>.crescendo`.
 //! A history has every step once, whatever was done again after a failure, so the files have too; how they grow is the matter of
 //! `event_files`.
-//!
-//! The format: records of (length, checksum of the length, an `Event` in protobuf, its checksum), all little-endian. The
-//! checksums are CRC-32C, masked: a file that holds checksums of itself would otherwise be its own check.
 
 use std::collections::BTreeMap;
 
+use crescendo_node::tfevents::{Event, Metadata, Plugin, Value, begin, push};
 use prost::Message as _;
 
 use super::history::StepRecord;
@@ -15,8 +13,6 @@ use super::hyper_parameters::HyperParameter;
 /// A file's name has its number between these, of as many digits as keep names in order: readers take files by their names, and
 /// do not look back. TensorBoard takes every file with `tfevents` in its name.
 const NAME: (&str, &str) = ("events.out.tfevents.", ".crescendo");
-/// Version of the format, the first record of every file.
-const VERSION: &str = "brain.Event:2";
 /// Where the plugin for hyper-parameters looks. What it finds of all runs becomes its columns: a summary of the experiment would hide
 /// those that it does not name, and every job is a run of its own.
 const HYPER_PARAMETERS: &str = "hparams";
@@ -30,50 +26,6 @@ pub struct Run {
     /// Samples of one step.
     pub global_batch: u32,
     pub hyper_parameters: BTreeMap<String, HyperParameter>,
-}
-
-/// Part of TensorFlow's `event.proto`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Event {
-    /// Seconds since the Unix epoch.
-    #[prost(double, tag = "1")]
-    wall_time: f64,
-    #[prost(int64, tag = "2")]
-    step: i64,
-    #[prost(string, optional, tag = "3")]
-    file_version: Option<String>,
-    #[prost(message, optional, tag = "5")]
-    summary: Option<Summary>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Summary {
-    #[prost(message, repeated, tag = "1")]
-    value: Vec<Value>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Value {
-    #[prost(string, tag = "1")]
-    tag: String,
-    #[prost(float, optional, tag = "2")]
-    simple_value: Option<f32>,
-    #[prost(message, optional, tag = "9")]
-    metadata: Option<Metadata>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Metadata {
-    #[prost(message, optional, tag = "1")]
-    plugin: Option<Plugin>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Plugin {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(bytes = "vec", tag = "2")]
-    content: Vec<u8>,
 }
 
 /// Part of the plugin's `plugin_data.proto`.
@@ -161,7 +113,7 @@ pub fn of_history(history: &[u8], run: &Run, after: u64, is_last: bool) -> Vec<u
     for record in records.filter(|record| record.step > after) {
         if last.is_none() {
             let wall_time = record.at_unix_secs;
-            push(&mut file, &Event { wall_time, file_version: Some(VERSION.into()), ..Event::default() });
+            begin(&mut file, wall_time);
             if after == 0 {
                 push(&mut file, &started(run, wall_time));
             }
@@ -195,16 +147,11 @@ fn ended(last: &StepRecord) -> Event {
 fn of_session(tag: &str, wall_time: f64, step: u64, content: &OfSession) -> Event {
     let plugin = Some(Plugin { name: HYPER_PARAMETERS.to_owned(), content: content.encode_to_vec() });
     let value = Value { tag: tag.to_owned(), metadata: Some(Metadata { plugin }), ..Value::default() };
-    let summary = Some(Summary { value: vec![value] });
-    Event { wall_time, step: i64::try_from(step).unwrap_or(i64::MAX), file_version: None, summary }
+    Event::of_step(wall_time, step, vec![value])
 }
 
 fn event(record: &StepRecord, global_batch: u32) -> Event {
-    let value = |tag: &str, value: f64| Value {
-        tag: tag.to_owned(),
-        simple_value: Some(value as f32),
-        metadata: None,
-    };
+    let value = |tag: &str, value: f64| Value::scalar(tag, value);
     let mut values = vec![
         value("train/loss", record.loss),
         value("train/learning_rate", record.learning_rate),
@@ -213,52 +160,15 @@ fn event(record: &StepRecord, global_batch: u32) -> Event {
     if record.seconds > 0.0 {
         values.push(value("train/samples_per_second", f64::from(global_batch) / record.seconds));
     }
-    Event {
-        wall_time: record.at_unix_secs,
-        step: i64::try_from(record.step).unwrap_or(i64::MAX),
-        file_version: None,
-        summary: Some(Summary { value: values }),
-    }
+    Event::of_step(record.at_unix_secs, record.step, values)
 }
-
-fn push(file: &mut Vec<u8>, event: &Event) {
-    let content = event.encode_to_vec();
-    let length = (content.len() as u64).to_le_bytes();
-    file.extend_from_slice(&length);
-    file.extend_from_slice(&masked(crc32c(&length)).to_le_bytes());
-    file.extend_from_slice(&content);
-    file.extend_from_slice(&masked(crc32c(&content)).to_le_bytes());
-}
-
-fn masked(crc: u32) -> u32 {
-    crc.rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// CRC-32C (Castagnoli, reflected) a byte at a time.
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| (crc >> 8) ^ TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize])
-}
-
-const TABLE: [u32; 256] = {
-    let mut table = [0u32; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rank::history::History;
+    use crescendo_node::tfevents::VERSION;
+    use crescendo_testing::event_files::events;
 
     fn history(steps: u64) -> Vec<u8> {
         let mut history = History::default();
@@ -274,40 +184,6 @@ mod tests {
             });
         }
         history.to_bytes()
-    }
-
-    /// Reads the framing with a checksum of its own, bit by bit from the polynomial in normal order.
-    fn events(mut file: &[u8]) -> Vec<Event> {
-        fn check(bytes: &[u8]) -> u32 {
-            let mut crc = u32::MAX;
-            for byte in bytes {
-                crc ^= u32::from(byte.reverse_bits()) << 24;
-                for _ in 0..8 {
-                    crc = if crc >> 31 == 1 { (crc << 1) ^ 0x1edc_6f41 } else { crc << 1 };
-                }
-            }
-            let crc = (!crc).reverse_bits();
-            crc.rotate_right(15).wrapping_add(0xa282_ead8)
-        }
-        let mut found = Vec::new();
-        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
-        while !file.is_empty() {
-            let (head, rest) = file.split_at(12);
-            assert_eq!(word(&head[8..]), check(&head[..8]));
-            let length = u64::from_le_bytes(head[..8].try_into().expect("eight bytes")) as usize;
-            let (content, rest) = rest.split_at(length);
-            let (sum, rest) = rest.split_at(4);
-            assert_eq!(word(sum), check(content));
-            found.push(Event::decode(content).expect("an event"));
-            file = rest;
-        }
-        found
-    }
-
-    #[test]
-    fn the_checksum_is_the_known_one() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
     }
 
     fn run(global_batch: u32) -> Run {
