@@ -1,28 +1,11 @@
-import { useEffect, useState } from "preact/hooks";
 import { figure } from "../format.ts";
 import type { Job } from "../gen/crescendo/v1/job_pb.ts";
 import type { ReviewedPair } from "../gen/crescendo/v1/review_pb.ts";
-import { pairName, pictureType, reasonWords } from "../pairs.ts";
+import { pairName, reasonWords } from "../pairs.ts";
 import { useSession } from "../session.ts";
 import { Dialog, Problem, useAsked } from "./basics.tsx";
 import { MarkPair, type Marks } from "./pairs-marks.tsx";
-
-/** A picture of nano has so few pixels that they are to be seen. */
-const FEW_PIXELS = 96;
-
-export function Picture({ bytes, alt }: { bytes: Uint8Array; alt: string }) {
-  const [url, setUrl] = useState("");
-  const [few, setFew] = useState(false);
-  useEffect(() => {
-    if (bytes.length === 0) return;
-    const made = URL.createObjectURL(new Blob([bytes as Uint8Array<ArrayBuffer>], { type: pictureType(bytes) }));
-    setUrl(made);
-    return () => URL.revokeObjectURL(made);
-  }, [bytes]);
-  if (bytes.length === 0) return <span class="picture lost">cannot be read</span>;
-  if (!url) return <span class="picture" />;
-  return <img class={`picture ${few ? "few" : ""}`} src={url} alt={alt} onLoad={(event) => setFew(event.currentTarget.naturalWidth <= FEW_PIXELS)} />;
-}
+import { Picture } from "./picture.tsx";
 
 interface Step {
   back: (() => void) | undefined;

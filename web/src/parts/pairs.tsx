@@ -7,7 +7,8 @@ import { useSession } from "../session.ts";
 import { Problem, said } from "./basics.tsx";
 import { ScoreHistogram } from "./pairs-histogram.tsx";
 import { type Marks, useMarks } from "./pairs-marks.tsx";
-import { Picture, PairDialog } from "./pairs-pair.tsx";
+import { PairDialog } from "./pairs-pair.tsx";
+import { Picture } from "./picture.tsx";
 import { StagePicker } from "./stage-picker.tsx";
 
 /** Pairs that are asked for at a time, and calls that are made for them: a filter may leave nothing of many units. */

@@ -9,7 +9,7 @@ import { useSession } from "../session.ts";
 import { samplings } from "../shown.ts";
 import { useView } from "../watch/watch.ts";
 import { Problem, said } from "./basics.tsx";
-import { Picture } from "./pairs-pair.tsx";
+import { Picture } from "./picture.tsx";
 import { Plot } from "./plot.tsx";
 import { StagePicker } from "./stage-picker.tsx";
 
@@ -41,12 +41,14 @@ export function Samples({ job }: { job: Job }) {
   }
   return (
     <section aria-label="Samples">
-      <div class="controls">
-        <StagePicker stages={stages} shown={stage} pick={setPicked} />
-        <UnderWay own={own} />
-      </div>
-      <Validation own={own} />
+      {stages.length > 1 && (
+        <div class="controls">
+          <StagePicker stages={stages} shown={stage} pick={setPicked} />
+        </div>
+      )}
+      <UnderWay own={own} />
       <Pictures key={stage} own={own} />
+      <Validation own={own} />
     </section>
   );
 }
@@ -141,6 +143,7 @@ function Pictures({ own }: { own: Sampling[] }) {
             Step
             <input
               type="range"
+              aria-label="Step"
               min={0}
               max={last}
               value={at}

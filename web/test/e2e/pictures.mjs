@@ -25,7 +25,8 @@ try {
   cluster.cli("note", long, "the one with the new captions");
   await eventually("it trains a while", () => Number(cluster.get(long).stages[0].step) > 120, LIMIT_MILLIS);
   const own = await visitor(browser, cluster.url, { viewport: { width: 1180, height: 760 } });
-  const shoot = async (page, name, route, ready) => {
+  const shoot = async (page, name, route, ready, height = 760) => {
+    await page.setViewportSize({ width: 1180, height });
     await page.goto(`${cluster.url}/#/${route}`);
     await page.locator(ready).first().waitFor();
     // What is live settles.
@@ -37,7 +38,7 @@ try {
   await shoot(page, "job", `jobs/${long}`, ".plot canvas");
   await shoot(page, "compare", `compare?jobs=${fast},${slow}`, ".plot canvas");
   await shoot(page, "pairs", `jobs/${filtered}?tab=pairs`, ".pair:nth-child(1) img");
-  await shoot(page, "samples", `jobs/${drawn}?tab=samples`, ".samples tr:nth-child(4) img");
+  await shoot(page, "samples", `jobs/${drawn}?tab=samples`, ".samples tr:nth-child(4) img", 960);
   await shoot(page, "cluster", "cluster", "tbody tr");
   const dark = await visitor(browser, cluster.url, { viewport: { width: 1180, height: 760 }, colorScheme: "dark" });
   await shoot(await dark.open("jobs"), "log", `jobs/${other}?tab=log`, ".entry");
