@@ -12,8 +12,10 @@
 //! - [`generate`]: pictures from a prompt and references.
 //! - [`inspect`]: what a weight file is.
 //! - [`lora`]: adapters for other loaders.
+//! - [`measures`]: what is measured of drawings.
 //! - [`parity`]: holds the model crate to a folder of fixtures.
 //! - [`report`]: what a finished job has learned: scores, pictures, curves.
+//! - [`serve_judge`]: a judge of pairs at nano size, behind an endpoint.
 //! - [`train_encoder`]: trains the image encoder that filters and scores.
 
 pub mod bench;
@@ -23,6 +25,8 @@ pub mod export_base;
 pub mod generate;
 pub mod inspect;
 pub mod lora;
+pub mod measures;
 pub mod parity;
 pub mod report;
+pub mod serve_judge;
 pub mod train_encoder;

@@ -14,6 +14,7 @@ use crescendo_workbench::inspect::{self, InspectArgs};
 use crescendo_workbench::lora::{self, LoraArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, rank_process, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
+use crescendo_workbench::serve_judge::{self, ServeJudgeArgs};
 use crescendo_workbench::train_encoder::{self, TrainEncoderArgs};
 
 /// Tools around Crescendo's networks.
@@ -42,6 +43,7 @@ enum Command {
     /// Write a checkpoint of a full-parameter stage as a base that jobs can start from.
     ExportBase(ExportBaseArgs),
     TrainEncoder(TrainEncoderArgs),
+    ServeJudge(ServeJudgeArgs),
     /// One rank of a data-parallel fixture; started by `parity`.
     #[command(name = ranks::SUBCOMMAND, hide = true)]
     ParityRank(rank_process::RankArgs),
@@ -73,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Lora(args) => lora::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::ServeJudge(args) => serve_judge::run(&args).map(|()| ExitCode::SUCCESS),
         Command::TrainEncoder(args) => train_encoder::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ParityRank(args) => rank_process::rank_main(&args).map(|()| ExitCode::SUCCESS),
     }

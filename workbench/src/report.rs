@@ -21,7 +21,6 @@ mod objects;
 mod page;
 mod pictures;
 mod rejected;
-mod score;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -42,7 +41,6 @@ use image::RgbImage;
 use self::cases::{Block, Draws, Places};
 pub(crate) use self::curve::escape;
 use self::draw::{Contender, Drawer, Progress, Settings};
-use self::evaluate::{Encoder, Judge};
 use self::figures::{Drawing, Figures, ScoreFigures, StageFigures, StatedFigures};
 use self::job::{Job, Left, StageJson};
 use self::machine::Machine;
@@ -51,6 +49,7 @@ use self::page::Page;
 use self::pictures::Drawn;
 use self::rejected::Rejected;
 use self::words::counted;
+use crate::measures::judge::Judge;
 
 /// Flags of `report`.
 #[derive(Debug, Args)]
@@ -209,27 +208,28 @@ impl Shows {
     }
 
     fn score(&mut self, places: &Places, device: Device, notes: &mut Vec<String>) -> Result<()> {
-        let (encoder, note) = Encoder::open(places, device)?;
+        let (encoders, name, note) = evaluate::encoders(places, device)?;
         notes.extend(note);
         let mut scores = vec![Vec::new(); self.contenders.len()];
         for (number, block) in self.blocks.iter().enumerate().filter(|(_, block)| block.scored) {
-            let judge = Judge::new(&encoder, &block.set)?;
+            let judge = Judge::new(&encoders, &block.set)?;
             let cases = &block.set.cases;
-            let figures_of = |label: &str, pictures: &[RgbImage]| -> Result<Option<ScoreFigures>> {
-                let score = judge.score(cases, pictures)?;
-                Ok(ScoreFigures::of(label, block.references, block.shown, &score))
+            let figures_of = |label: &str, pictures: &mut dyn Iterator<Item = &RgbImage>| {
+                let scores = judge.score(pictures)?;
+                anyhow::Ok(ScoreFigures::all(label, block.references, block.shown, &scores))
             };
-            let truths: Vec<RgbImage> = cases.iter().map(|case| case.truth.clone()).collect();
-            self.ceilings.extend(figures_of("real", &truths)?);
+            self.ceilings.extend(figures_of("real", &mut cases.iter().map(|case| &case.truth))?);
+            let copied = cases.iter().map(|case| case.references.first().unwrap_or(&case.truth));
+            self.ceilings.extend(figures_of("reference", &mut copied.into_iter())?);
             for ((contender, drawn), scores) in self.contenders.iter().zip(&self.drawn).zip(&mut scores) {
                 let pictures = drawn.as_ref().and_then(|drawn| drawn.get(number));
                 if let Some(pictures) = pictures.filter(|_| contender.is_scored_on(block)) {
-                    scores.extend(figures_of(&contender.label, pictures)?);
+                    scores.extend(figures_of(&contender.label, &mut pictures.iter())?);
                 }
             }
         }
         self.scores = scores.into_iter().flatten().collect();
-        self.encoder = Some(encoder.name);
+        self.encoder = Some(name);
         Ok(())
     }
 }

@@ -1,18 +1,22 @@
-//! `train-encoder`: trains the nano image encoder on two views of each training subject.
+//! `train-encoder`: trains the nano image encoders, those that filter and those that measure drawings.
 //!
-//! Two panels of one subject, in other scenes, places, sizes and directions, are to be closer to each other than to the
-//! panels of other subjects: NT-Xent (SimCLR, arXiv 2002.05709), directly on the vectors that are compared later. Views
-//! are blurred and made noisy at random, since what a model draws is softer than what is composed. Subjects that are
-//! held out are only used to measure.
+//! Panels that show the same are to be closer to each other than to panels that show something else: NT-Xent (SimCLR, arXiv
+//! 2002.05709), directly on the vectors that are compared later. What *the same* is makes the encoder ([`Reads`]): the
+//! subject, in other scenes, places, sizes and directions; its colours alone; its outline alone; or its place, size and
+//! direction, in other scenes. The prompt's encoder learns the vectors of phrases instead, for the scene, the place and the
+//! number of subjects. Views are blurred and made noisy at random, since what a model draws is softer than what is composed.
+//! Subjects that are held out are only used to measure.
+
+mod measuring;
+mod objectives;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use crescendo_core::spec::{ComposeLayout, ComposeSpec};
-use crescendo_curator_node::filters::similarity::describe;
 use crescendo_curator_node::rng::SeededRng;
-use crescendo_curator_node::sources::compose::{Composer, EvalSet};
+use crescendo_curator_node::sources::compose::Composer;
 use crescendo_model::dinov2::{DinoV2, DinoV2Config, normalised};
-use crescendo_model::tch::{self, COptimizer, Device, Kind, Tensor};
+use crescendo_model::tch::{self, COptimizer, Kind, Tensor};
 use crescendo_model::weights;
 use image::RgbImage;
 use serde_json::json;
@@ -20,9 +24,60 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Train the nano image encoder (DINOv2's architecture) on the subjects that are not held out
+use crate::measures::phrases;
+use crate::measures::views::{View, planar};
+use objectives::Batches;
+
+/// What an encoder tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reads {
+    /// Subjects, wherever they are
+    Subject,
+    /// Subjects by their colours alone
+    Colour,
+    /// Subjects by their brightness alone: outline and inner edges
+    Outline,
+    /// How a subject sits in the picture: place, size and direction, in whatever scene
+    Layout,
+    /// What a prompt asks beside subjects: scene, place and number
+    Prompt,
+}
+
+impl Reads {
+    /// What it sees of a picture.
+    pub fn view(self) -> View {
+        match self {
+            Reads::Subject | Reads::Layout | Reads::Prompt => View::Whole,
+            Reads::Colour => View::Colour,
+            Reads::Outline => View::Outline,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Reads::Subject => "subject",
+            Reads::Colour => "colour",
+            Reads::Outline => "outline",
+            Reads::Layout => "layout",
+            Reads::Prompt => "prompt",
+        }
+    }
+
+    /// Channels of its vectors.
+    fn width(self) -> i64 {
+        match self {
+            Reads::Prompt => phrases::WIDTH as i64,
+            _ => DinoV2Config::nano().hidden_size,
+        }
+    }
+}
+
+/// Train a nano image encoder (DINOv2's architecture) on the subjects that are not held out
 #[derive(Args, Clone, Debug)]
 pub struct TrainEncoderArgs {
+    /// What it is to tell apart
+    #[arg(long, value_enum, default_value = "subject")]
+    pub reads: Reads,
     /// Subject library: a folder with index.json and cut-outs
     #[arg(long, default_value = ".deps/demo/subjects")]
     pub subjects: PathBuf,
@@ -37,7 +92,7 @@ pub struct TrainEncoderArgs {
     pub panel: u32,
     #[arg(long, default_value_t = 1500)]
     pub steps: u64,
-    /// Subjects per step; each gives two panels
+    /// Subjects per step, each in two panels; for `prompt` half the panels of a step
     #[arg(long, default_value_t = 96)]
     pub batch: usize,
     /// Peak learning rate
@@ -51,6 +106,9 @@ pub struct TrainEncoderArgs {
     /// Weight file to write; the figures go beside it as .json
     #[arg(long, default_value = "assets/nano/dinov2-nano.safetensors")]
     pub out: PathBuf,
+    /// Write the weights in bfloat16
+    #[arg(long)]
+    pub bf16: bool,
 }
 
 const WARMUP_STEPS: u64 = 50;
@@ -71,17 +129,28 @@ pub fn run(args: &TrainEncoderArgs) -> Result<()> {
     };
     let composer = Composer::open(&spec, 1, args.seed, 0, std::path::Path::new(""))
         .context("open the subject library")?;
-    let config = DinoV2Config { image_size: i64::from(args.panel), ..DinoV2Config::nano() };
+    let config = DinoV2Config {
+        image_size: i64::from(args.panel),
+        hidden_size: args.reads.width(),
+        ..DinoV2Config::nano()
+    };
     let network = DinoV2::fresh(config, args.seed)?;
     let start = Instant::now();
     let losses = train(args, &composer, &network)?;
     let seconds = start.elapsed().as_secs_f64();
-    let figures = measure(&composer, &network, 2000)?;
+    let figures = measuring::measure(args.reads, &composer, &network, 2000)?;
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
-    weights::save(&args.out, network.weights(), &network.file_strings(&BTreeMap::new()))?;
+    let mut saved = network.weights().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+    let saved = if args.bf16 {
+        saved.map(|(name, tensor)| Ok((name, tensor.f_to_kind(Kind::BFloat16)?))).collect::<Result<_>>()?
+    } else {
+        saved.by_ref().collect()
+    };
+    let strings = BTreeMap::from([("crescendo_reads".to_owned(), args.reads.word().to_owned())]);
+    weights::save(&args.out, &saved, &network.file_strings(&strings))?;
     let report = json!({
         "architecture": network.config(),
         "parameters": network.weights().values().map(Tensor::numel).sum::<usize>(),
@@ -90,7 +159,7 @@ pub fn run(args: &TrainEncoderArgs) -> Result<()> {
             "training_subjects": composer.training_subjects().len(), "held_out_subjects": composer.held_out_subjects().len(),
         },
         "training": {
-            "objective": "NT-Xent between two composed panels of a training subject", "seed": args.seed, "steps": args.steps,
+            "objective": objectives::words(args.reads), "seed": args.seed, "steps": args.steps,
             "subjects_per_step": args.batch, "learning_rate": args.learning_rate, "warmup_steps": WARMUP_STEPS,
             "weight_decay": WEIGHT_DECAY, "temperature": args.temperature, "seconds": seconds.round(),
             "loss": losses,
@@ -109,36 +178,15 @@ fn train(args: &TrainEncoderArgs, composer: &Composer, network: &DinoV2) -> Resu
     for tensor in network.weights().values() {
         optimizer.add_parameters(&tensor.f_set_requires_grad(true)?, 0)?;
     }
-    let subjects = composer.training_subjects().len();
-    let batch = args.batch.min(subjects);
-    let mut order: Vec<usize> = (0..subjects).collect();
-    let mut next = subjects;
-    let mut shuffling = SeededRng::new("encoder order", &[args.seed]);
+    let mut batches = Batches::new(args, composer);
     let every = (args.steps / 20).max(1);
     let (mut losses, mut sum) = (Vec::new(), 0.0);
     for step in 0..args.steps {
-        if next + batch > subjects {
-            shuffling.shuffle(&mut order);
-            next = 0;
-        }
-        let mut panels = [Vec::new(), Vec::new()];
-        for subject in &order[next..next + batch] {
-            let views = composer.training_views(*subject, step)?;
-            for (side, (view, of)) in views.iter().zip(&mut panels).enumerate() {
-                let mut draw =
-                    SeededRng::new("encoder view", &[args.seed, step, *subject as u64, side as u64]);
-                of.push(softened(view, &mut draw));
-            }
-        }
-        next += batch;
-        let all: Vec<f32> = panels.concat().concat();
-        let pixels = Tensor::f_from_slice(&all)?.f_view([
-            2 * batch as i64,
-            3,
-            i64::from(args.panel),
-            i64::from(args.panel),
-        ])?;
-        let loss = contrast(&network.forward(&normalised(&pixels)?)?.pooled, args.temperature)?;
+        let batch = batches.next(step)?;
+        let side = i64::from(args.panel);
+        let pixels = Tensor::f_from_slice(&batch.pixels)?.f_view([-1, 3, side, side])?;
+        let vectors = network.forward(&normalised(&pixels)?)?.pooled;
+        let loss = batch.wanted.loss(&vectors, args.temperature)?;
         optimizer.zero_grad()?;
         loss.f_backward()?;
         optimizer.set_learning_rate(rate(args.learning_rate, step, args.steps))?;
@@ -162,24 +210,6 @@ fn rate(peak: f64, step: u64, steps: u64) -> f64 {
     let warm = (step + 1) as f64 / WARMUP_STEPS as f64;
     let done = step as f64 / steps as f64;
     peak * warm.min(1.0) * (0.01 + 0.99 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()))
-}
-
-/// NT-Xent of vectors `[2 * n, width]`, where n and n + i show the same subject.
-fn contrast(vectors: &Tensor, temperature: f64) -> Result<Tensor> {
-    let count = vectors.size().first().copied().unwrap_or(0);
-    let length = vectors.f_norm_scalaropt_dim(2.0, [1i64].as_slice(), true)?.f_clamp_min(1e-6)?;
-    let unit = vectors.f_div(&length)?;
-    let own = Tensor::f_eye(count, (Kind::Float, Device::Cpu))?.f_mul_scalar(1e9)?;
-    let scores = unit.f_matmul(&unit.f_transpose(0, 1)?)?.f_div_scalar(temperature)?.f_sub(&own)?;
-    let half = count / 2;
-    let partner: Vec<i64> = (0..count).map(|n| (n + half) % count).collect();
-    Ok(scores.f_cross_entropy_loss::<Tensor>(
-        &Tensor::f_from_slice(&partner)?,
-        None,
-        tch::Reduction::Mean,
-        -100,
-        0.0,
-    )?)
 }
 
 /// Planar RGB in `[0, 1]` of a panel that is blurred, noisy, darker or paler, or none of it, at random.
@@ -221,88 +251,9 @@ fn blur(plane: &mut [f32], width: usize, height: usize) {
     }
 }
 
-fn planar(panel: &RgbImage) -> Vec<f32> {
-    let mut planes = Vec::with_capacity(panel.as_raw().len());
-    for channel in 0..3 {
-        planes.extend(panel.pixels().map(|pixel| f32::from(pixel.0[channel]) / 255.0));
-    }
-    planes
-}
-
-/// How well the encoder tells held-out subjects apart: the ceiling of every score read with it.
-fn measure(composer: &Composer, network: &DinoV2, cases: usize) -> Result<serde_json::Value> {
-    let set = composer.eval_set(cases, 1, 16, 0).context("make evaluation cases")?;
-    let gallery = describe(network, &set.gallery.iter().map(|g| &g.panel).collect::<Vec<_>>())?;
-    let right_of = |pictures: Vec<&RgbImage>| -> Result<(f64, Vec<Vec<f64>>)> {
-        let cosines: Vec<Vec<f64>> = describe(network, &pictures)?
-            .iter()
-            .map(|picture| gallery.iter().map(|g| dot(picture, g)).collect())
-            .collect();
-        Ok((share_right(&set, &cosines), cosines))
-    };
-    let (accuracy, cosines) = right_of(set.cases.iter().map(|c| &c.truth).collect())?;
-    let blurred: Vec<RgbImage> = set.cases.iter().map(|c| image::imageops::blur(&c.truth, 1.0)).collect();
-    let (accuracy_blurred, _) = right_of(blurred.iter().collect())?;
-    let (mut same, mut other) = (Vec::new(), Vec::new());
-    for (n, case) in set.cases.iter().enumerate() {
-        for (column, cosine) in cosines[n].iter().copied().enumerate() {
-            if case.subjects.contains(&column) { same.push(cosine) } else { other.push(cosine) }
-        }
-    }
-    let error = (accuracy * (1.0 - accuracy) / cases as f64).sqrt();
-    Ok(json!({
-        "cases": cases, "choices": 16, "chance": 1.0 / 16.0,
-        "nearest_of_16": rounded(accuracy), "standard_error": rounded(error),
-        "nearest_of_16_blurred": rounded(accuracy_blurred),
-        "cosine_same_subject": distribution(same), "cosine_other_subject": distribution(other),
-    }))
-}
-
-/// Share of cases whose nearest choice is the right one.
-fn share_right(set: &EvalSet, cosines: &[Vec<f64>]) -> f64 {
-    let mut right = 0usize;
-    for (n, case) in set.cases.iter().enumerate() {
-        let mut best = (f64::NEG_INFINITY, usize::MAX);
-        for choice in &case.choices[0] {
-            let cosine = cosines[n][*choice];
-            if cosine > best.0 {
-                best = (cosine, *choice);
-            }
-        }
-        right += usize::from(best.1 == case.subjects[0]);
-    }
-    right as f64 / set.cases.len().max(1) as f64
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
-fn distribution(mut values: Vec<f64>) -> serde_json::Value {
-    values.sort_by(f64::total_cmp);
-    let at =
-        |share: f64| values.get(((values.len().max(1) - 1) as f64 * share) as usize).copied().map(rounded);
-    let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-    json!({ "mean": rounded(mean), "p01": at(0.01), "p05": at(0.05), "p25": at(0.25), "p50": at(0.5), "p75": at(0.75), "p95": at(0.95), "p99": at(0.99) })
-}
-
-fn rounded(value: f64) -> f64 {
-    (value * 1e4).round() / 1e4
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_loss_is_small_when_partners_agree() {
-        let apart = Tensor::eye(4, (Kind::Float, Device::Cpu));
-        let agreeing = Tensor::cat(&[&apart, &apart], 0);
-        let crossed = Tensor::cat(&[&apart, &apart.roll([1], [0])], 0);
-        let loss = |vectors: &Tensor| contrast(vectors, 0.1).expect("loss").double_value(&[]);
-        assert!(loss(&agreeing) < 0.01, "{}", loss(&agreeing));
-        assert!(loss(&crossed) > 5.0, "{}", loss(&crossed));
-    }
 
     #[test]
     fn blur_keeps_the_mean_and_flattens() {

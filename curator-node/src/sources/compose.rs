@@ -12,12 +12,14 @@
 
 mod canvas;
 mod eval;
+mod panels;
 mod placement;
 mod scene;
 
 pub use canvas::{Canvas, side_by_side};
 pub use crescendo_dataset::{Edge, Entry, HoldOut, Library, LibraryError, Raster, Region, is_held_out};
-pub use eval::{EvalCase, EvalSet, EvalSubjects, GalleryEntry};
+pub use eval::{Asked, EvalCase, EvalSet, EvalSubjects, GalleryEntry};
+pub use panels::Panel;
 pub use placement::Placement;
 pub use scene::Scene;
 
@@ -209,6 +211,15 @@ impl Composer {
     /// A panel with `subjects` (entry numbers) in a drawn scene.
     fn compose(&self, subjects: &[usize], draw: &mut SeededRng) -> Result<Composed, LibraryError> {
         let scene = Scene::draw(draw, self.photos.as_deref());
+        self.compose_on(scene, subjects, draw)
+    }
+
+    fn compose_on(
+        &self,
+        scene: Scene,
+        subjects: &[usize],
+        draw: &mut SeededRng,
+    ) -> Result<Composed, LibraryError> {
         let mut canvas = scene.render(self.panel, self.photos.as_deref())?;
         let mut rasters = Vec::with_capacity(subjects.len());
         for subject in subjects {
@@ -216,6 +227,7 @@ impl Composer {
         }
         let aspects: Vec<f32> = rasters.iter().map(|r| r.width() as f32 / r.height().max(1) as f32).collect();
         let placements = match aspects[..] {
+            [] => Vec::new(),
             [aspect] => vec![place_alone(draw, self.panel, aspect)],
             _ => place_together(draw, self.panel, &aspects),
         };
@@ -273,16 +285,6 @@ impl Composer {
 
     fn ids(&self, subjects: &[usize]) -> Vec<&str> {
         subjects.iter().map(|s| self.subjects.entries()[*s].id.as_str()).collect()
-    }
-
-    /// Two panels of one training subject, in scenes, places, sizes and directions of their own: for training an image
-    /// encoder. `number` counts the draws; `subject` is taken modulo the number of training subjects.
-    pub fn training_views(&self, subject: usize, number: u64) -> Result<[RgbImage; 2], ComposeError> {
-        let entry = self.training[subject % self.training.len()];
-        let view = |side: u64| {
-            self.compose(&[entry], &mut SeededRng::new("views", &[self.seed, entry as u64, number, side]))
-        };
-        Ok([view(0)?.picture, view(1)?.picture])
     }
 }
 

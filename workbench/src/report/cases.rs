@@ -301,6 +301,7 @@ fn case_of(pair: Pair) -> EvalCase {
         references: pair.references,
         truth: pair.target,
         places: Vec::new(),
+        asked: None,
     }
 }
 

@@ -10,8 +10,10 @@ use super::cases::Shown;
 use super::history::StepRecord;
 use super::job::{Distribution, JobNote};
 use super::machine::Machine;
-use super::score::Score;
 use super::words::counted;
+use crate::measures::Measure;
+use crate::measures::judge::Scores;
+use crate::measures::score::Score;
 
 /// Fewer subjects than this tell little of others.
 const FEW_SUBJECTS: usize = 10;
@@ -44,7 +46,8 @@ pub struct Figures {
     /// The image encoder that compares; absent where nothing is scored.
     pub encoder: Option<String>,
     pub scores: Vec<ScoreFigures>,
-    /// Real pictures that the image encoder itself assigns.
+    /// Of pictures that were not drawn: `real`, as they should be, which says what can be read at all, and `reference`, the
+    /// first reference itself, which says what copying gives.
     pub ceilings: Vec<ScoreFigures>,
     pub stages: Vec<StageFigures>,
     /// What the spec says that is not as it would be without a word.
@@ -67,9 +70,11 @@ pub struct Drawing {
 pub struct ScoreFigures {
     /// What drew, and how many subjects there were in a picture: "stage-1, one subject".
     pub model: String,
+    /// What is counted.
+    pub measure: Measure,
     /// Whether training has seen the subjects: `seen` or `unseen`.
     pub subjects_are: &'static str,
-    /// Share of draws whose nearest subject is the right one, 0 to 1; mean over subjects.
+    /// Share of draws that are right, 0 to 1; mean over subjects.
     pub right: f64,
     /// Of `right`, over subjects; null for a single one.
     pub standard_error: Option<f64>,
@@ -126,9 +131,16 @@ pub struct StageFigures {
 
 impl ScoreFigures {
     /// None without draws.
-    pub fn of(label: &str, subjects_in_a_picture: usize, shown: Shown, score: &Score) -> Option<Self> {
+    pub fn of(
+        label: &str,
+        subjects_in_a_picture: usize,
+        shown: Shown,
+        measure: Measure,
+        score: &Score,
+    ) -> Option<Self> {
         Some(Self {
             model: format!("{label}, {}", in_a_picture(subjects_in_a_picture)),
+            measure,
             subjects_are: if shown == Shown::HeldOut { "unseen" } else { "seen" },
             right: score.right()?,
             standard_error: score.standard_error(),
@@ -139,18 +151,18 @@ impl ScoreFigures {
         })
     }
 
-    fn cells(&self) -> Vec<String> {
-        let (fewest, most) = self.candidates;
-        let among = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
-        vec![
-            self.model.clone(),
-            percent(self.right),
-            self.standard_error.map_or_else(String::new, |error| format!("± {:.1}", 100.0 * error)),
-            percent(self.chance),
-            among,
-            self.draws.to_string(),
-            format!("{} {}", self.subjects, self.subjects_are),
-        ]
+    /// All measures of one model, those that are read together first.
+    pub fn all(label: &str, subjects_in_a_picture: usize, shown: Shown, scores: &Scores) -> Vec<Self> {
+        let of = |(measure, score): (&Measure, &Score)| {
+            Self::of(label, subjects_in_a_picture, shown, *measure, score)
+        };
+        scores.iter().filter_map(of).collect()
+    }
+
+    /// "38.8 ± 4.4", percent.
+    pub fn cell(&self) -> String {
+        let error = self.standard_error.map_or_else(String::new, |error| format!(" ± {:.1}", 100.0 * error));
+        format!("{:.1}{error}", 100.0 * self.right)
     }
 }
 
@@ -222,10 +234,61 @@ impl Figures {
         facts
     }
 
-    /// Scores, then ceilings.
+    /// Of each model the measures that are read together, percent; then what was not drawn, and chance.
     pub fn score_table(&self) -> Table {
-        let headings = ["", "right", "error", "chance", "among", "draws", "subjects"];
-        Table::new(&headings, self.all_scores().map(ScoreFigures::cells).collect())
+        self.table_of(&Measure::WHOLE)
+    }
+
+    /// Of each model the parts of them, percent.
+    pub fn part_table(&self) -> Table {
+        self.table_of(&Measure::PARTS)
+    }
+
+    fn table_of(&self, measures: &[Measure]) -> Table {
+        let headings = [""].into_iter().chain(measures.iter().map(|measure| measure.word()));
+        let rows = self.models().into_iter().map(|model| {
+            let cells = measures.iter().map(|measure| self.find(model, *measure));
+            let cells = cells.map(|score| score.map_or_else(String::new, ScoreFigures::cell));
+            std::iter::once(model.to_owned()).chain(cells).collect::<Vec<_>>()
+        });
+        let filled = |row: &Vec<String>| row.iter().skip(1).any(|cell| !cell.is_empty());
+        let mut rows: Vec<Vec<String>> = rows.filter(filled).collect();
+        rows.extend(self.chances(measures));
+        Table::new(&headings.collect::<Vec<_>>(), rows)
+    }
+
+    /// What guessing would give, a row for each number of subjects in a picture.
+    fn chances(&self, measures: &[Measure]) -> Vec<Vec<String>> {
+        let mut rows = BTreeMap::<&str, Vec<String>>::new();
+        for score in self.all_scores() {
+            let Some((_, subjects)) = score.model.split_once(", ") else { continue };
+            let Some(column) = measures.iter().position(|measure| *measure == score.measure) else {
+                continue;
+            };
+            let row = rows.entry(subjects).or_insert_with(|| vec![String::new(); measures.len()]);
+            row[column] = format!("{:.1}", 100.0 * score.chance);
+        }
+        let named = |(subjects, cells): (&str, Vec<String>)| {
+            std::iter::once(format!("chance, {subjects}")).chain(cells).collect()
+        };
+        // "one subject" before "each of two subjects".
+        rows.into_iter().rev().map(named).collect()
+    }
+
+    /// Every model once, in order.
+    pub fn models(&self) -> Vec<&str> {
+        let mut models: Vec<&str> = Vec::new();
+        for score in self.all_scores() {
+            if !models.contains(&score.model.as_str()) {
+                models.push(&score.model);
+            }
+        }
+        models
+    }
+
+    /// One measure of one model.
+    pub fn find(&self, model: &str, measure: Measure) -> Option<&ScoreFigures> {
+        self.all_scores().find(|score| score.model == model && score.measure == measure)
     }
 
     pub fn all_scores(&self) -> impl Iterator<Item = &ScoreFigures> {
@@ -309,10 +372,6 @@ fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
-}
-
 /// "2026-11-28 07:44 UTC", or the text itself where it is no RFC 3339.
 fn date(at: &str) -> String {
     let Ok(time) = humantime::parse_rfc3339(at) else { return at.to_owned() };
@@ -334,13 +393,14 @@ pub fn stamp(time: SystemTime) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::report::score::Assigned;
+    use crate::measures::score::Assigned;
 
     pub fn figures() -> Figures {
         let draws = |right: &[bool]| -> Vec<Assigned> {
             right.iter().map(|&right| Assigned { right, candidates: 5 }).collect()
         };
         let score = Score { per_subject: vec![draws(&[true, true]), draws(&[true, false]), draws(&[false])] };
+        let of = |measure| ScoreFigures::of("stage-1", 1, Shown::Training, measure, &score).unwrap();
         Figures {
             job_id: "cups-1".into(),
             job_name: "cups".into(),
@@ -361,7 +421,7 @@ pub mod tests {
             machine: Machine { processor: "EPYC".into(), cores: 2, gpu: None, precision: "f32" },
             drawing: Some(Drawing { steps: 10, true_cfg: 2.0 }),
             encoder: Some("dinov2-nano, as shipped".into()),
-            scores: vec![ScoreFigures::of("stage-1", 1, Shown::Training, &score).unwrap()],
+            scores: vec![of(Measure::Subject), of(Measure::Scene)],
             ceilings: vec![],
             stages: vec![StageFigures {
                 name: "stage-1".into(),
@@ -393,20 +453,17 @@ pub mod tests {
     }
 
     #[test]
-    fn a_row_has_its_own_chance_and_error() {
+    fn a_model_has_a_row_and_chance_has_one() {
         let table = figures().score_table();
-        assert_eq!(table.headings, ["", "right", "error", "chance", "among", "draws", "subjects"]);
+        assert_eq!(table.headings, ["", "subject"]);
         // Shares 1, 1/2 and 0 of three subjects: error sqrt(1/4 / 3).
-        let row = ["stage-1, one subject", "50.0 %", "± 28.9", "20.0 %", "5", "5", "3 seen"];
-        assert_eq!(table.rows, [row]);
+        assert_eq!(table.rows, [["stage-1, one subject", "50.0 ± 28.9"], ["chance, one subject", "20.0"]]);
+        assert_eq!(figures().part_table().headings, ["", "scene"]);
     }
 
     #[test]
     fn columns_without_content_are_left_out() {
-        let mut figures = figures();
-        figures.scores[0].standard_error = None;
-        assert_eq!(figures.score_table().headings, ["", "right", "chance", "among", "draws", "subjects"]);
-        let stages = figures.stage_table();
+        let stages = figures().stage_table();
         assert!(
             !stages.headings.contains(&"restarts") && !stages.headings.contains(&"replay passes"),
             "{stages:?}"

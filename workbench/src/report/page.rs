@@ -16,6 +16,7 @@ use super::history::StepRecord;
 use super::job::Distribution;
 use super::pictures::PictureBlock;
 use super::rejected::Rejected;
+use crate::measures::Measure;
 
 /// Longest side of a picture on the page, pixels.
 const MOST_PIXELS: u32 = 320;
@@ -46,7 +47,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:0}d
 .notes{background:var(--panel);border-left:3px solid #d08a2b;padding:.6rem 1rem;margin:1.2rem 0}.notes ul{margin:0;padding-left:1.1rem}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
 td,th{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}th{font-weight:600;color:var(--soft)}\
-.track{position:relative;display:block;width:9rem;height:.7rem;background:var(--panel);border-radius:2px}\
+.track{position:relative;display:block;width:7rem;height:.5rem;background:var(--panel);border-radius:2px}\
 .track i{position:absolute;left:0;top:0;bottom:0;background:var(--blue);border-radius:2px}.track.real i{background:var(--pale)}\
 .track b{position:absolute;top:-.15rem;bottom:-.15rem;width:2px;background:var(--ink)}\
 .case{border-top:1px solid var(--line);padding:.7rem 0}.case p{margin:0 0 .4rem}.case div{display:flex;flex-wrap:wrap;gap:.7rem}\
@@ -107,27 +108,50 @@ fn push_notes(html: &mut String, notes: &[String]) {
 }
 
 fn push_scores(html: &mut String, figures: &Figures) {
-    let table = figures.score_table();
-    if table.rows.is_empty() {
+    if figures.models().is_empty() {
         return;
     }
     html.push_str(
-        "<h2>How often is the nearest subject the right one?</h2><p class=\"soft\">An image encoder compares each drawn picture with \
-         pictures of several subjects, of which one is right: <i>among</i> says how many. The line in each bar is chance: what guessing would give. Errors are standard \
-         errors over subjects.",
+        "<h2>Is it the subject, is it what the prompt asks, is it a copy?</h2><p class=\"soft\">Percent of drawings, by networks that \
+         never saw the one that drew. <b>subject</b>: the nearest of several subjects is the right one. <b>prompt</b>: scene, place and \
+         count are as asked. <b>copy</b>: of several pictures of the subject, placed at random, the very reference is the nearest by \
+         place, size and direction; what is not copied comes out at chance, the line in each bar. Errors are standard errors over \
+         subjects.",
     );
     if !figures.ceilings.is_empty() {
         html.push_str(
-            " The rows <i>real</i> are pictures as they should be: what the encoder itself can tell.",
+            " The rows <i>real</i> are pictures as they should be, <i>reference</i> the first reference itself: what the networks can \
+             tell, and what copying would give.",
         );
     }
     html.push_str("</p>");
-    let bars: Vec<String> =
-        figures.all_scores().enumerate().map(|(n, score)| bar(score, n >= figures.scores.len())).collect();
-    push_table(html, &table, &bars);
+    for (measures, table) in
+        [(&Measure::WHOLE[..], figures.score_table()), (&Measure::PARTS[..], figures.part_table())]
+    {
+        if !table.rows.is_empty() {
+            push_score_table(html, figures, measures, &table);
+        }
+    }
 }
 
-fn bar(score: &ScoreFigures, real: bool) -> String {
+/// A table of scores, each with its bar.
+fn push_score_table(html: &mut String, figures: &Figures, measures: &[Measure], table: &Table) {
+    let shown: Vec<Measure> =
+        measures.iter().copied().filter(|measure| table.headings.contains(&measure.word())).collect();
+    let bars: Vec<Vec<String>> = table
+        .rows
+        .iter()
+        .map(|row| {
+            let model = row.first().map_or("", String::as_str);
+            let of = |measure: &Measure| figures.find(model, *measure).map_or_else(String::new, bar);
+            std::iter::once(String::new()).chain(shown.iter().map(of)).collect()
+        })
+        .collect();
+    push_table(html, table, &bars);
+}
+
+fn bar(score: &ScoreFigures) -> String {
+    let real = score.model.starts_with("real, ") || score.model.starts_with("reference, ");
     format!(
         "<span class=\"track{}\"><i style=\"width:{:.1}%\"></i><b style=\"left:{:.1}%\"></b></span>",
         if real { " real" } else { "" },
@@ -136,20 +160,18 @@ fn bar(score: &ScoreFigures, real: bool) -> String {
     )
 }
 
-/// A table, with a cell of HTML at the end of each row where there are any.
-fn push_table(html: &mut String, table: &Table, last: &[String]) {
+/// A table, with HTML below what stands in each cell where there is any.
+fn push_table(html: &mut String, table: &Table, below: &[Vec<String>]) {
     html.push_str("<div class=\"wide\"><table><tr>");
     for heading in &table.headings {
         let _ = write!(html, "<th>{heading}</th>");
     }
-    html.push_str(if last.is_empty() { "</tr>" } else { "<th></th></tr>" });
+    html.push_str("</tr>");
     for (n, row) in table.rows.iter().enumerate() {
         html.push_str("<tr>");
-        for cell in row {
-            let _ = write!(html, "<td>{}</td>", escape(cell));
-        }
-        if let Some(cell) = last.get(n) {
-            let _ = write!(html, "<td>{cell}</td>");
+        for (column, cell) in row.iter().enumerate() {
+            let below = below.get(n).and_then(|cells| cells.get(column)).map_or("", String::as_str);
+            let _ = write!(html, "<td>{}{below}</td>", escape(cell));
         }
         html.push_str("</tr>");
     }
@@ -402,9 +424,9 @@ mod tests {
         }
         let json = serde_json::to_value(&figures).unwrap();
         let score = &json["scores"][0];
-        for (name, shown) in [("right", "50.0 %"), ("chance", "20.0 %")] {
+        for (name, shown) in [("right", "50.0"), ("chance", "20.0")] {
             let number = 100.0 * score[name].as_f64().unwrap();
-            assert_eq!(format!("{number:.1} %"), shown);
+            assert_eq!(format!("{number:.1}"), shown);
             assert!(page.contains(shown) && terminal.contains(shown));
         }
         let error = format!("± {:.1}", 100.0 * score["standard_error"].as_f64().unwrap());
@@ -421,7 +443,7 @@ mod tests {
         let rejected = vec![BTreeMap::new()];
         let page = Page { figures: &figures, pictures: &[], histories: vec![&[]], rejected, spec_yaml: "" };
         let page = render(&page).unwrap();
-        assert!(!page.contains("nearest subject") && !page.contains("class=\"notes\""), "{page}");
+        assert!(!page.contains("is it a copy") && !page.contains("class=\"notes\""), "{page}");
         assert!(!page.contains("rejected") && !page.contains("no data"), "{page}");
         assert!(!page.contains("What the spec changes"), "{page}");
     }

@@ -15,7 +15,7 @@ pub fn render(figures: &Figures) -> String {
     for (name, value) in &facts {
         push_wrapped(&mut out, &format!("{name:<name_width$}"), value);
     }
-    for table in [figures.score_table(), figures.stage_table()] {
+    for table in [figures.score_table(), figures.part_table(), figures.stage_table()] {
         if !table.rows.is_empty() {
             out.push('\n');
             push_table(&mut out, &table);

@@ -148,8 +148,12 @@ fn notes(json: &Value) -> String {
 }
 
 fn models(json: &Value, which: &str) -> Vec<String> {
-    let rows = json[which].as_array().unwrap();
-    rows.iter().map(|row| row["model"].as_str().unwrap().to_owned()).collect()
+    of_subjects(json, which).iter().map(|row| row["model"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The scores of the measure `subject`.
+fn of_subjects(json: &Value, which: &str) -> Vec<Value> {
+    json[which].as_array().unwrap().iter().filter(|row| row["measure"] == "subject").cloned().collect()
 }
 
 #[test]
@@ -157,8 +161,15 @@ fn five_subjects_none_held_out_are_scored_as_what_they_are() {
     let made = Made::new(base().to_str().unwrap(), &compose(1, 0)).with_lora().with_library(5);
     let (json, page) = made.report();
     assert_eq!(models(&json, "scores"), ["base, one subject", "stage-1, one subject"]);
-    assert_eq!(models(&json, "ceilings"), ["real, one subject"]);
-    for row in json["scores"].as_array().unwrap().iter().chain(json["ceilings"].as_array().unwrap()) {
+    assert_eq!(models(&json, "ceilings"), ["real, one subject", "reference, one subject"]);
+    let measured = |measure: &str| {
+        let rows = json["scores"].as_array().unwrap().iter();
+        rows.filter(|row| row["model"] == "stage-1, one subject" && row["measure"] == measure).count()
+    };
+    for measure in ["subject", "prompt", "copy", "colour", "outline", "scene", "place", "count"] {
+        assert_eq!(measured(measure), 1, "{measure}");
+    }
+    for row in of_subjects(&json, "scores").iter().chain(&of_subjects(&json, "ceilings")) {
         assert_eq!((&row["chance"], &row["candidates"]), (&json!(0.2), &json!([5, 5])), "{row}");
         assert_eq!((&row["subjects"], &row["draws"]), (&json!(5), &json!(10)), "{row}");
         assert_eq!(row["subjects_are"], "seen");
@@ -167,14 +178,13 @@ fn five_subjects_none_held_out_are_scored_as_what_they_are() {
     assert!(said.contains("no subject was held out") && said.contains("shipped one compares"), "{said}");
     for says in [
         "no subject was held out",
-        "<td>20.0 %</td><td>5</td>",
+        "<td>chance, one subject</td><td>20.0</td>",
         "that training has seen",
         "8m 12s",
         "2026-01-01 00:01 UTC",
     ] {
         assert!(page.contains(says), "no {says} in {page}");
     }
-    assert!(!page.contains("%</td><td>16</td>"), "{page}");
     assert!(made.has("grid.png") && made.has("dit_lora.safetensors"));
 }
 
@@ -182,7 +192,7 @@ fn five_subjects_none_held_out_are_scored_as_what_they_are() {
 fn held_out_subjects_are_used_where_there_are_enough() {
     let made = Made::new(base().to_str().unwrap(), &compose(1, 3)).with_lora().with_library(30);
     let (json, page) = made.report();
-    for row in json["scores"].as_array().unwrap() {
+    for row in of_subjects(&json, "scores") {
         assert_eq!(row["subjects_are"], "unseen");
         let (subjects, candidates) =
             (row["subjects"].as_u64().unwrap(), row["candidates"][1].as_u64().unwrap());
@@ -233,7 +243,7 @@ fn imported_pairs_are_shown_and_not_scored() {
     ] {
         assert!(page.contains(says), "no {says} in {page}");
     }
-    assert!(!page.contains("nearest subject"), "{page}");
+    assert!(!page.contains("is it a copy"), "{page}");
     // Six rows, each with its prompt once: two leases of one unit are one unit.
     assert_eq!(page.matches("<div class=\"case\">").count(), 6);
     assert!(made.has("grid.png"));
@@ -245,7 +255,8 @@ fn all_weights_of_a_stage_without_references_are_drawn_with() {
     let made = Made::new(base().to_str().unwrap(), &stage).with_library(4);
     fs::copy(base(), made.checkpoint().join("model.safetensors")).unwrap();
     let (json, page) = made.report();
-    let (base, stage) = (&json["scores"][0], &json["scores"][1]);
+    let scores = of_subjects(&json, "scores");
+    let (base, stage) = (&scores[0], &scores[1]);
     // The same network, drawn with from the same noise.
     assert_eq!((&base["right"], &stage["model"]), (&stage["right"], &json!("stage-1, one subject")));
     assert!(made.has("model.safetensors") && page.contains("target<"));

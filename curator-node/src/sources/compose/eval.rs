@@ -1,6 +1,6 @@
 //! Evaluation cases: subjects that training never saw, or some of those that it saw, in scenes of their own.
 
-use super::{ComposeError, Composer, Region, distinct};
+use super::{ComposeError, Composer, Placement, Region, Scene, distinct};
 use crate::rng::SeededRng;
 use image::RgbImage;
 
@@ -22,6 +22,8 @@ pub struct GalleryEntry {
     pub words: String,
     /// The subject alone on a panel, in a scene that no case uses.
     pub panel: RgbImage,
+    /// More of them, placed as at random as references are: what a copy of a reference is told from.
+    pub layouts: Vec<RgbImage>,
 }
 
 /// One thing to draw.
@@ -39,6 +41,21 @@ pub struct EvalCase {
     pub truth: RgbImage,
     /// Where the prompt wants each subject, `truth`'s pixels.
     pub places: Vec<Region>,
+    /// What else the prompt asks, and what a copy would show instead; none of a pair that was not composed.
+    pub asked: Option<Asked>,
+}
+
+/// What the prompt of a case asks beside its subjects, and what of the references it does not ask.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// [`Scene::appearance`] of the scene.
+    pub scene: String,
+    /// Others to choose from, that look otherwise than it and than each other.
+    pub other_scenes: Vec<String>,
+    /// Of each subject.
+    pub placements: Vec<Placement>,
+    /// How each reference shows its subject.
+    pub reference_placements: Vec<Placement>,
 }
 
 /// Cases and the gallery that they are scored with.
@@ -92,6 +109,7 @@ impl Composer {
                 id: facts.id.clone(),
                 words: facts.words.clone(),
                 panel: composed.picture,
+                layouts: self.layouts(*entry, choices.saturating_sub(1), &[seed, n as u64])?,
             });
         }
         let everyone: Vec<usize> = (0..gallery.len()).collect();
@@ -115,6 +133,7 @@ impl Composer {
             let entries: Vec<usize> = subjects.iter().map(|n| shown[*n]).collect();
             let target = self.compose(&entries, &mut SeededRng::new("eval target", &[seed, case as u64]))?;
             let mut references = Vec::with_capacity(entries.len());
+            let mut reference_placements = Vec::with_capacity(entries.len());
             for (n, entry) in entries.iter().enumerate() {
                 let mut draw = SeededRng::new("eval reference", &[seed, case as u64, n as u64]);
                 let mut reference = self.compose(&[*entry], &mut draw)?;
@@ -122,7 +141,15 @@ impl Composer {
                     reference = self.compose(&[*entry], &mut draw)?;
                 }
                 references.push(reference.picture);
+                reference_placements.extend(reference.placements);
             }
+            let key = [seed, case as u64];
+            let asked = Asked {
+                other_scenes: self.other_scenes(&target.scene, choices.saturating_sub(1), &key),
+                scene: target.scene.appearance(),
+                placements: target.placements.clone(),
+                reference_placements,
+            };
             cases.push(EvalCase {
                 prompt: self.caption(&entries, &target, SeededRng::new("eval naming", &[seed, case as u64])),
                 subjects,
@@ -130,9 +157,34 @@ impl Composer {
                 references,
                 places: target.placements.iter().map(|p| p.place).collect(),
                 truth: target.picture,
+                asked: Some(asked),
             });
         }
         Ok(EvalSet { gallery, cases })
+    }
+
+    /// `count` scenes that look otherwise than `scene` and than each other; fewer where there are no more.
+    fn other_scenes(&self, scene: &Scene, count: usize, key: &[u64]) -> Vec<String> {
+        /// Draws for each that is wanted: a library of photographs alone may have fewer than are asked for.
+        const TRIES: usize = 20;
+        let mut draw = SeededRng::new("eval scenes", key);
+        let mut others: Vec<String> = Vec::with_capacity(count);
+        for _ in 0..count * TRIES {
+            if others.len() == count {
+                break;
+            }
+            let other = Scene::draw(&mut draw, self.photos.as_deref()).appearance();
+            if other != scene.appearance() && !others.contains(&other) {
+                others.push(other);
+            }
+        }
+        others
+    }
+
+    /// `count` panels that show a subject alone.
+    fn layouts(&self, entry: usize, count: usize, key: &[u64]) -> Result<Vec<RgbImage>, ComposeError> {
+        let mut draw = SeededRng::new("eval layouts", key);
+        (0..count).map(|_| Ok(self.compose(&[entry], &mut draw)?.picture)).collect()
     }
 
     /// Another panel of gallery subject `subject`, in a scene drawn for `number`.

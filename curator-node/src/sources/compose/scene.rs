@@ -112,6 +112,18 @@ impl Scene {
         &self.words
     }
 
+    /// Its words in the one order of those that say the same: red and blue checks are blue and red checks.
+    pub fn appearance(&self) -> String {
+        let either_way =
+            matches!(self.kind, Kind::Stripes { .. } | Kind::Checks { .. } | Kind::Clouds { .. });
+        match self.words.split(' ').collect::<Vec<_>>()[..] {
+            [first, "and", second, ref what @ ..] if either_way && second < first => {
+                format!("{second} and {first} {}", what.join(" "))
+            }
+            _ => self.words.clone(),
+        }
+    }
+
     /// Enough to tell which scene it was.
     pub fn provenance(&self) -> Value {
         json!({ "words": self.words, "kind": self.kind_name() })
@@ -280,6 +292,24 @@ mod tests {
                 Kind::Clouds { .. } | Kind::Photo { .. } => {}
             }
         }
+    }
+
+    #[test]
+    fn what_looks_alike_has_one_appearance() {
+        let mut of_sorted = std::collections::BTreeMap::new();
+        for scene in scenes() {
+            let appearance = scene.appearance();
+            let mut words: Vec<&str> = scene.words().split(' ').collect();
+            words.sort_unstable();
+            let told: Vec<&str> = appearance.split(' ').collect();
+            if matches!(scene.kind, Kind::Stripes { .. } | Kind::Checks { .. } | Kind::Clouds { .. }) {
+                assert!(told[0] < told[2], "{appearance}");
+                assert_eq!(*of_sorted.entry(words.join(" ")).or_insert(appearance.clone()), appearance);
+            } else {
+                assert_eq!(appearance, scene.words());
+            }
+        }
+        assert!(!of_sorted.is_empty());
     }
 
     #[test]
