@@ -136,7 +136,8 @@ async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Res
     let ended = watch::follow(controller, common, &job.job_id).await?;
     if let Some(path) = &args.result {
         // What is watched leaves the resolved spec out.
-        write_result(path, &get::fetch(controller, common, &job.job_id).await?)?;
+        let job = get::fetch(controller, common, &job.job_id).await?;
+        write_result(path, &get::whole(controller, common, &job).await?)?;
     }
     if ended.state() == JobState::Succeeded {
         handover::say(controller, common, &ended.job_id, false).await;
@@ -144,7 +145,7 @@ async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Res
     watch::verdict(&ended)
 }
 
-fn write_result(path: &Path, job: &Job) -> Result<(), Failure> {
-    let text = format!("{:#}\n", json::job(job));
+fn write_result(path: &Path, job: &serde_json::Value) -> Result<(), Failure> {
+    let text = format!("{job:#}\n");
     state::replace(path, text.as_bytes()).map_err(Failure::from_error(format!("write {}", path.display())))
 }

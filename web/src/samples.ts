@@ -1,5 +1,6 @@
 // Pictures that were drawn with checkpoints: a WebDataset tar a step, as it comes from the controller.
 import type { Clients } from "./client.ts";
+import { count } from "./format.ts";
 import type { Sampling } from "./gen/crescendo/v1/sample_pb.ts";
 
 const BLOCK = 512;
@@ -74,6 +75,28 @@ export function rowsOf(steps: Iterable<[string, Drawn[]]>): Row[] {
     }
   }
   return [...rows.values()];
+}
+
+/** "step 1,200"; what a stage begins with is before training. */
+export const stepWords = (step: bigint) => (step === 0n ? "before training" : `step ${count(Number(step))}`);
+
+/** What several jobs have drawn of a stage. */
+export interface Compared {
+  /** Steps at which any of them has pictures, ascending. */
+  steps: bigint[];
+  /** The last one that as many of them have as any. */
+  best: bigint | undefined;
+}
+
+/** Of each job its samplings of one stage. */
+export function compared(jobs: Sampling[][]): Compared {
+  const having = new Map<bigint, number>();
+  for (const own of jobs) {
+    for (const { step, file } of own) if (file) having.set(step, (having.get(step) ?? 0) + 1);
+  }
+  const steps = [...having.keys()].sort((a, b) => (a < b ? -1 : 1));
+  const most = Math.max(0, ...having.values());
+  return { steps, best: steps.filter((step) => having.get(step) === most).at(-1) };
 }
 
 /** At most `most` of the items, evenly spread, the first and the last among them. */

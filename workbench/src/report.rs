@@ -21,6 +21,7 @@ mod objects;
 mod page;
 mod pictures;
 mod rejected;
+mod samples;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ use self::objects::Objects;
 use self::page::Page;
 use self::pictures::Drawn;
 use self::rejected::Rejected;
+use self::samples::Samples;
 use self::words::counted;
 use crate::measures::judge::Judge;
 
@@ -124,13 +126,19 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         shown = Shows::of(&places, &left, draws, !args.without_base, settings, &mut notes);
     }
 
-    let blocks = pictures::arranged(&shown.blocks, &shown.contenders, &shown.drawn);
+    let samples: Vec<Samples> = job
+        .stages
+        .iter()
+        .filter_map(|stage| Samples::of_stage(&job, &objects, &stage.name, &mut notes))
+        .collect();
+    let mut blocks = pictures::arranged(&shown.blocks, &shown.contenders, &shown.drawn);
     let mut written = Vec::new();
     if let Some(grid) = pictures::grid(&blocks) {
         let path = args.out.join("grid.png");
         grid.save(&path).with_context(|| format!("write {}", path.display()))?;
         written.push(path);
     }
+    blocks.extend(samples.iter().filter_map(Samples::block));
     let trained = copy_trained(&left, &args.out)?;
     let was_drawn = shown.drawn.iter().any(Option::is_some);
     let figures = Figures {
@@ -361,7 +369,11 @@ fn model_words(spec: &JobSpec, stages: &[StageJson]) -> String {
 
 fn all_stages(job: &Job, spec: &JobSpec, left: &[Left]) -> Vec<StageFigures> {
     let stages = job.stages.iter().zip(&spec.stages).zip(left);
-    stages.map(|((stage, spec), left)| stage_figures(stage, spec, left)).collect()
+    let figures = |((stage, spec), left): ((&StageJson, &StageSpec), &Left)| StageFigures {
+        validation: samples::validation(job, &stage.name),
+        ..stage_figures(stage, spec, left)
+    };
+    stages.map(figures).collect()
 }
 
 /// Of each stage, by reason.
@@ -386,5 +398,6 @@ fn stage_figures(stage: &StageJson, spec: &StageSpec, left: &Left) -> StageFigur
         distributions: stage.scores.clone(),
         loss_at_the_end,
         median_step_seconds,
+        validation: Vec::new(),
     }
 }

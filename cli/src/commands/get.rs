@@ -1,8 +1,10 @@
 //! `crescendo get`.
 
 use crescendo_proto::v1::{GetJobRequest, GetSpecRequest, Job, StatedField};
+use serde_json::Value;
 
 use crate::args::{Common, GetArgs, Output};
+use crate::commands::samples;
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
 use crate::show::table::Table;
@@ -21,10 +23,17 @@ pub async fn run(common: &Common, args: &GetArgs) -> Result<(), Failure> {
     }
     let job = fetch(&controller, common, job_id).await?;
     match common.output {
-        Output::Json => json::print(&json::job(&job)),
+        Output::Json => json::print(&whole(&controller, common, &job).await?),
         Output::Table => show::out(width::wrapped(&job::details(&job), width::of_stdout(), 2)),
     }
     Ok(())
+}
+
+/// The job's JSON with all that is drawn of it.
+pub async fn whole(controller: &Controller, common: &Common, job: &Job) -> Result<Value, Failure> {
+    let mut shown = json::job(job);
+    shown["samplings"] = samples::of_job(controller, common, &job.job_id).await?.into();
+    Ok(shown)
 }
 
 pub async fn fetch(controller: &Controller, common: &Common, job_id: &str) -> Result<Job, Failure> {

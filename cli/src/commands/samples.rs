@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crescendo_dataset::shard::{StoredPair, read_stored};
 use crescendo_proto::v1::{ListSamplesRequest, Sampling, SamplingState};
+use serde_json::Value;
 
 use crate::args::{Common, Output, SamplesArgs};
 use crate::connect::{self, Controller, LOOK};
@@ -51,18 +52,36 @@ pub async fn run(common: &Common, args: &SamplesArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is drawn of a job, for its JSON; nothing where the controller knows nothing of samples.
+pub async fn of_job(controller: &Controller, common: &Common, job: &str) -> Result<Vec<Value>, Failure> {
+    match request(controller, common, job, "").await {
+        Ok(samplings) => Ok(samplings.iter().map(json::sampling).collect()),
+        Err(status) if status.code() == tonic::Code::Unimplemented => Ok(Vec::new()),
+        Err(status) => Err(controller.failure(&status)),
+    }
+}
+
 async fn list(
     controller: &Controller,
     common: &Common,
     job: &str,
     stage: &str,
 ) -> Result<Vec<Sampling>, Failure> {
+    request(controller, common, job, stage).await.map_err(|status| controller.failure(&status))
+}
+
+async fn request(
+    controller: &Controller,
+    common: &Common,
+    job: &str,
+    stage: &str,
+) -> Result<Vec<Sampling>, tonic::Status> {
     let request = ListSamplesRequest { job_id: job.to_owned(), stage: stage.to_owned() };
     let answer = controller.call(common.timeout.unwrap_or(LOOK), |channel| {
         let request = request.clone();
         async move { connect::samples(channel).list_samples(request).await }
     });
-    Ok(answer.await.map_err(|status| controller.failure(&status))?.samplings)
+    Ok(answer.await?.samplings)
 }
 
 fn table(samplings: &[Sampling]) -> Table {

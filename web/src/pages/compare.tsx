@@ -5,6 +5,7 @@ import { count, figure } from "../format.ts";
 import { CurvesViewSchema, JobViewSchema } from "../gen/crescendo/v1/view_pb.ts";
 import { type Difference, differences, leaves } from "../leaves.ts";
 import { Badge, Problem, STATES, useAsked } from "../parts/basics.tsx";
+import { ComparedSamples } from "../parts/compared-samples.tsx";
 import { type Look, LookPicker, Plot, type PlotLine } from "../parts/plot.tsx";
 import { StagePicker } from "../parts/stage-picker.tsx";
 import { href } from "../route.ts";
@@ -123,6 +124,7 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
           <Plot key={name} title={title} unit={unit} lines={drawn.length ? drawn : [{ label: title, steps: [], mean: [] }]} look={look} />
         ))}
       </div>
+      {ids.length > 1 && stage !== undefined && <ComparedSamples ids={ids} stage={stage} look={look} />}
     </section>
   );
 }

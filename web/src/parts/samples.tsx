@@ -1,16 +1,15 @@
 import { create } from "@bufbuild/protobuf";
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { count, figure } from "../format.ts";
 import type { Job } from "../gen/crescendo/v1/job_pb.ts";
 import { type Sampling, SamplingState } from "../gen/crescendo/v1/sample_pb.ts";
 import { SamplesViewSchema } from "../gen/crescendo/v1/view_pb.ts";
-import { type Drawn, type Row, fetchSamples, rowsOf, spread } from "../samples.ts";
+import { type Drawn, fetchSamples, rowsOf, spread, stepWords } from "../samples.ts";
 import { useSession } from "../session.ts";
 import { samplings } from "../shown.ts";
 import { useView } from "../watch/watch.ts";
 import { Problem, said } from "./basics.tsx";
-import { Picture } from "./picture.tsx";
 import { Plot } from "./plot.tsx";
+import { SampleGrid } from "./sample-grid.tsx";
 import { StagePicker } from "./stage-picker.tsx";
 
 /** Steps of a grid. */
@@ -57,7 +56,7 @@ export function Samples({ job }: { job: Job }) {
 function UnderWay({ own }: { own: Sampling[] }) {
   const words = own.flatMap(({ step, state, reason, progress }) => {
     if (state === SamplingState.DRAWN) return [];
-    const name = step === 0n ? "before training" : `step ${count(Number(step))}`;
+    const name = stepWords(step);
     if (state === SamplingState.GIVEN_UP) return [`${name} is not drawn: ${reason}`];
     if (progress) return [`${name}: ${progress.of ? `${progress.done} of ${progress.of}` : "begun"} by ${progress.nodeId}`];
     return [`${name} waits for a curator${reason && `: ${reason}`}`];
@@ -130,7 +129,7 @@ function Pictures({ own }: { own: Sampling[] }) {
   const { kept, failed } = useDrawn(columns);
   const rows = rowsOf(columns.map((one) => [nameOf(one), kept.get(nameOf(one)) ?? []]));
   if (drawn.length === 0) return <p class="empty">No pictures yet.</p>;
-  const step = (one: Sampling | undefined) => (one?.step === 0n ? "before training" : `step ${count(Number(one?.step ?? 0))}`);
+  const step = (one: Sampling | undefined) => stepWords(one?.step ?? 0n);
   return (
     <>
       <div class="controls">
@@ -155,46 +154,11 @@ function Pictures({ own }: { own: Sampling[] }) {
         )}
       </div>
       {failed && <Problem>{failed}</Problem>}
-      <div class="scroll" tabIndex={0} role="region" aria-label="Pictures by step">
-        <table class="samples">
-          <thead>
-            <tr>
-              <th scope="col">What is drawn</th>
-              {columns.map((one) => (
-                <th key={nameOf(one)} scope="col">
-                  {step(one)}
-                  {one.validation && <span class="faint"> · loss {figure(one.validation.mean)}</span>}
-                </th>
-              ))}
-            </tr>
-          </thead>
-          <tbody>
-            {rows.map((row) => (
-              <SampleRow key={row.first.key} row={row} columns={columns.map((one) => [nameOf(one), step(one)])} />
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <SampleGrid
+        label="Pictures by step"
+        rows={rows}
+        columns={columns.map((one) => ({ name: nameOf(one), heading: step(one), loss: one.validation?.mean }))}
+      />
     </>
-  );
-}
-
-function SampleRow({ row, columns }: { row: Row; columns: [string, string][] }) {
-  const { prompt, references, words } = row.first;
-  return (
-    <tr>
-      <th scope="row">
-        {prompt}
-        <span class="references">
-          {references.map((bytes, at) => (
-            <Picture key={at} bytes={bytes} alt={`Reference ${at + 1}: ${words[at] ?? ""}`} />
-          ))}
-        </span>
-      </th>
-      {columns.map(([name, step]) => {
-        const drawn = row.bySteps.get(name);
-        return <td key={name}>{drawn ? <Picture bytes={drawn.target} alt={`${prompt}, ${step}`} /> : <span class="picture" />}</td>;
-      })}
-    </tr>
   );
 }

@@ -139,6 +139,11 @@ test("what is drawn with checkpoints is seen by step, with the loss on held-out 
   const loss = page.getByRole("figure").filter({ hasText: "Validation loss" });
   await loss.getByText("Table").click();
   await eventually("the loss is told by step", async () => (await loss.locator("tbody tr").count()) >= 2);
+  await page.goto(`${cluster.url}/#/compare?jobs=${first},${drawn}`);
+  const beside = page.getByRole("region", { name: "Pictures by job" });
+  await eventually("what was drawn is beside the other job", async () => (await beside.locator("td img").count()) === 2);
+  await page.getByLabel("Drawn at").selectOption({ label: "before training" });
+  await beside.getByAltText(`, ${drawn}`).first().waitFor();
   await page.close();
 });
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { drawnOf, rowsOf, spread, untar } from "../../src/samples.ts";
+import type { Sampling } from "../../src/gen/crescendo/v1/sample_pb.ts";
+import { compared, drawnOf, rowsOf, spread, untar } from "../../src/samples.ts";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
 
@@ -44,6 +45,13 @@ test("pictures come in their order with their references, and rows hold the same
   assert.deepEqual(before.map(({ prompt, references }) => [prompt, references.length]), [["a cup", 1], ["a dog", 1]]);
   const rows = rowsOf([["0", before], ["40", after]]);
   assert.deepEqual(rows.map(({ first, bySteps }) => [first.prompt, [...bySteps.keys()]]), [["a cup", ["0"]], ["a dog", ["0", "40"]]]);
+});
+
+test("of several jobs the last step that most of them have is shown", () => {
+  const of = (...steps: number[]) => steps.map((step) => ({ step: BigInt(step), file: step === 90 ? undefined : {} }) as unknown as Sampling);
+  assert.deepEqual(compared([of(0, 40, 80), of(0, 40, 90)]), { steps: [0n, 40n, 80n], best: 40n });
+  assert.deepEqual(compared([of(10), of(20)]), { steps: [10n, 20n], best: 20n });
+  assert.deepEqual(compared([[], []]), { steps: [], best: undefined });
 });
 
 test("of many steps some are shown, the first and the last among them", () => {

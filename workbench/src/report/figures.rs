@@ -10,6 +10,7 @@ use super::cases::Shown;
 use super::history::StepRecord;
 use super::job::{Distribution, JobNote};
 use super::machine::Machine;
+use super::samples::ValidationFigures;
 use super::words::counted;
 use crate::measures::Measure;
 use crate::measures::judge::Scores;
@@ -127,6 +128,8 @@ pub struct StageFigures {
     /// Mean over the last tenth of the steps.
     pub loss_at_the_end: Option<f64>,
     pub median_step_seconds: Option<f64>,
+    /// On pairs that it never saw, by step; empty where the spec asks for none.
+    pub validation: Vec<ValidationFigures>,
 }
 
 impl ScoreFigures {
@@ -316,6 +319,7 @@ impl Figures {
             "pairs",
             "rejected",
             "loss",
+            "validation",
             "s/step",
         ];
         let some = |count: u64| if count == 0 { String::new() } else { count.to_string() };
@@ -337,6 +341,7 @@ impl Figures {
                 some(stage.pairs_accepted),
                 some(rejected),
                 stage.loss_at_the_end.map_or_else(String::new, |loss| format!("{loss:.4}")),
+                stage.validation.last().map_or_else(String::new, |last| format!("{:.4}", last.loss)),
                 stage.median_step_seconds.map_or_else(String::new, |seconds| format!("{seconds:.2}")),
             ]
         };
@@ -441,6 +446,10 @@ pub mod tests {
                 )]),
                 loss_at_the_end: Some(0.5),
                 median_step_seconds: Some(0.25),
+                validation: vec![
+                    ValidationFigures { step: 0, loss: 0.75, pairs: 8 },
+                    ValidationFigures { step: 30, loss: 0.625, pairs: 8 },
+                ],
             }],
             stated: vec![StatedFigures {
                 field: "stages[0].train.steps".into(),

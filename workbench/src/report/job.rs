@@ -36,6 +36,31 @@ pub struct Job {
     #[serde(default)]
     pub notes: Vec<JobNote>,
     pub stages: Vec<StageJson>,
+    /// What curators have drawn with its checkpoints.
+    #[serde(default)]
+    pub samplings: Vec<SamplingJson>,
+}
+
+/// What was drawn of one step, or is to be.
+#[derive(Debug, Deserialize)]
+pub struct SamplingJson {
+    pub stage: String,
+    pub step: u64,
+    #[serde(default)]
+    pub file: Option<FileJson>,
+    #[serde(default)]
+    pub validation: Option<ValidationJson>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct FileJson {
+    pub name: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct ValidationJson {
+    pub mean: f64,
+    pub pairs: u32,
 }
 
 /// What somebody has noted on the job.

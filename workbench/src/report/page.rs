@@ -229,7 +229,8 @@ fn push_stage(
     history: &[StepRecord],
     rejected: &BTreeMap<String, Vec<Rejected>>,
 ) -> Result<()> {
-    if stage.pairs_rejected.is_empty() && stage.distributions.is_empty() && history.is_empty() {
+    let nothing = stage.pairs_rejected.is_empty() && stage.distributions.is_empty() && history.is_empty();
+    if nothing && stage.validation.is_empty() {
         return Ok(());
     }
     let _ = write!(html, "<h2>{}</h2>", escape(&stage.name));
@@ -242,6 +243,14 @@ fn push_stage(
     }
     if !history.is_empty() {
         push_curves(html, history);
+    }
+    if !stage.validation.is_empty() {
+        let points = stage.validation.iter().map(|one| (one.step as f64, one.loss)).collect();
+        html.push_str(&svg_chart(
+            "loss on pairs that training never saw",
+            "optimizer steps",
+            &[Series { label: "validation loss", color: "#2a6fdb", points }],
+        ));
     }
     html.push_str("</div>");
     Ok(())
@@ -398,6 +407,8 @@ mod tests {
             "a &lt;mug&gt; (similarity 0.12)",
             "<td>stages[0].train.steps</td><td>500</td><td>1000</td>",
             "(1.8 %)",
+            "loss on pairs that training never saw",
+            "<td>0.6250</td>",
             "<figcaption>reference</figcaption>",
             "<figcaption>target</figcaption>",
             "<figcaption>&lt;b&gt;</figcaption>",
@@ -439,6 +450,7 @@ mod tests {
         figures.scores.clear();
         figures.notes.clear();
         figures.stages[0].pairs_rejected.clear();
+        figures.stages[0].validation.clear();
         figures.stated.clear();
         let rejected = vec![BTreeMap::new()];
         let page = Page { figures: &figures, pictures: &[], histories: vec![&[]], rejected, spec_yaml: "" };
