@@ -145,6 +145,14 @@ def finished(spec, args):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def written(figures):
+    """JSON with a line for each field, and for each score."""
+    rows = lambda value: "[\n  " + ",\n  ".join(json.dumps(row, sort_keys=True) for row in value) + "\n ]"
+    fields = (f" {json.dumps(key)}: {rows(value) if isinstance(value, list) else json.dumps(value, sort_keys=True)}"
+              for key, value in sorted(figures.items()))
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
 def run(name, spec, args):
     """The figures of one job."""
     done = finished(spec, args)
@@ -167,7 +175,7 @@ def run(name, spec, args):
     kept = {key: report[key] for key in ("scores", "ceilings", "machine", "took_seconds", "reported_at", "drawing")}
     args.results.mkdir(parents=True, exist_ok=True)
     result = args.results / f"{named(spec)}.json"
-    result.with_suffix(".new").write_text(json.dumps({"spec": said(spec), **kept}, indent=1, sort_keys=True) + "\n")
+    result.with_suffix(".new").write_text(written({"spec": said(spec), **kept}))
     result.with_suffix(".new").rename(result)
     return finished(spec, args)
 

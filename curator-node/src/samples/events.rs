@@ -1,7 +1,6 @@
 //! What was drawn with a checkpoint, and the loss on pairs that training never sees, for TensorBoard.
 
 use super::PUT_DEADLINE;
-use crate::images::resized;
 use crescendo_core::object_keys;
 use crescendo_node::tfevents::{Event, Value, begin, push};
 use crescendo_proto::v1::{DrawSamples, ValidationLoss};
@@ -71,7 +70,12 @@ fn small(picture: &RgbImage) -> RgbImage {
         return picture.clone();
     }
     let scaled = |side: u32| (u64::from(side) * u64::from(MOST_PIXELS) / u64::from(longer)).max(1) as u32;
-    resized(picture, scaled(picture.width()), scaled(picture.height()))
+    imageops::resize(
+        picture,
+        scaled(picture.width()),
+        scaled(picture.height()),
+        imageops::FilterType::Triangle,
+    )
 }
 
 /// Puts the event file of an order that was carried out; nothing if there is nothing to show.

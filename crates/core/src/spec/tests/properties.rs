@@ -317,6 +317,31 @@ fn samples(every: u64, times: usize, references: u32) -> SamplesSpec {
     }
 }
 
+/// Gives a stage what its source asks for; `before` is the one before it.
+fn fit(stage: &mut StageSpec, before: Option<&StageSpec>) {
+    match &mut stage.data.source {
+        DataSource::Generate(generate) => {
+            stage.references = 1;
+            let from_library = stage.data.prompts.is_none();
+            generate.subjects = from_library.then(|| "lib".to_owned());
+        }
+        DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => {
+            stage.references = stage.references.max(2);
+            match before {
+                Some(before) => crop.from = before.name.clone(),
+                // The first stage has none to take from.
+                None => stage.data.source = plain_import(),
+            }
+        }
+        DataSource::Import(import) if import.format == ImportFormat::Uno1m => stage.references = 1,
+        DataSource::Compose(_) | DataSource::Import(_) | DataSource::Log(_) => {}
+    }
+    if !matches!(stage.data.source, DataSource::Generate(_)) {
+        stage.data.prompts = None;
+    }
+    settle(&mut stage.data);
+}
+
 fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
@@ -339,29 +364,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 }
                 let mut named: Vec<StageSpec> = Vec::new();
                 for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
-                    match &mut stage.data.source {
-                        DataSource::Generate(generate) => {
-                            stage.references = 1;
-                            let from_library = stage.data.prompts.is_none();
-                            generate.subjects = from_library.then(|| "lib".to_owned());
-                        }
-                        DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => {
-                            stage.references = stage.references.max(2);
-                            match named.last() {
-                                Some(before) => crop.from = before.name.clone(),
-                                // The first stage has none to take from.
-                                None => stage.data.source = plain_import(),
-                            }
-                        }
-                        DataSource::Import(import) if import.format == ImportFormat::Uno1m => {
-                            stage.references = 1
-                        }
-                        DataSource::Compose(_) | DataSource::Import(_) | DataSource::Log(_) => {}
-                    }
-                    if !matches!(stage.data.source, DataSource::Generate(_)) {
-                        stage.data.prompts = None;
-                    }
-                    settle(&mut stage.data);
+                    fit(&mut stage, named.last());
                     stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
                     stage.init_from = named
                         .first()
