@@ -2,8 +2,8 @@
 
 Every run is a job of its own on a cluster on loopback, from a spec that is kept in its result and can be submitted by itself.
 Variants with the same spec share one run. What is finished lies in bench/ablations/, by a hash of what the spec says and of the
-base and the encoders, and is not run again; a run that was ended goes on where its cluster left it. Scores are the report's, of
-subjects that training never saw: subject, prompt and copy, and their parts (docs/report.md).
+base and the encoders, and is not run again; a run that was ended begins anew. Scores are the report's, of subjects that
+training never saw: subject, prompt and copy, and their parts (docs/report.md).
 
   python3 bench/ablations.py                         all comparisons, three seeds each (hours on two cores)
   python3 bench/ablations.py --only positions --seeds 7
@@ -15,6 +15,7 @@ import concurrent.futures
 import hashlib
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -162,6 +163,8 @@ def run(name, spec, args):
     out.mkdir(parents=True, exist_ok=True)
     (out / "spec.yaml").write_text(spec)
     print(f"ablations: {name}, in {out}", file=sys.stderr, flush=True)
+    if not (out / "job.json").exists():
+        shutil.rmtree(out / "cluster", ignore_errors=True)
     crescendo, cluster = args.binaries / "crescendo", out / "cluster"
     train = [crescendo, "up", "--dir", cluster, "--trainers", str(args.gpus), "--run", out / "spec.yaml",
              "--result", out / "job.json"]

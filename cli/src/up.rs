@@ -22,7 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crescendo_core::spec;
-use crescendo_proto::v1::{Job, JobState, NodeReach};
+use crescendo_proto::v1::{JobState, NodeReach};
 use tokio::time::Instant;
 
 use crate::args::{Common, Output, UpArgs};
@@ -31,7 +31,7 @@ use crate::commands::spec_file::{SpecFile, read_spec};
 use crate::commands::{get, nodes, submit, watch};
 use crate::connect::Controller;
 use crate::failure::Failure;
-use crate::show::{self, json, problems};
+use crate::show::{self, problems};
 use cluster::Cluster;
 use layout::Layout;
 use signals::Signals;
