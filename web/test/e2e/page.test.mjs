@@ -272,7 +272,7 @@ for (const colorScheme of ["light", "dark"]) {
       [`jobs/${paired}?tab=pairs`, ".pair img"],
       [`jobs/${drawn}?tab=samples`, ".samples td img"],
       ["cluster", "tbody tr"],
-      ["queues", "h1:has-text('Queues')"],
+      ["queues", "h2:has-text('Tenants')"],
       [`compare?jobs=${first},${second}`, ".plot"],
     ];
     const found = [];

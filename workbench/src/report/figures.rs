@@ -10,7 +10,6 @@ use super::cases::Shown;
 use super::history::StepRecord;
 use super::job::{Distribution, JobNote};
 use super::machine::Machine;
-use super::samples::ValidationFigures;
 use super::words::counted;
 use crate::measures::Measure;
 use crate::measures::judge::Scores;
@@ -132,6 +131,16 @@ pub struct StageFigures {
     pub validation: Vec<ValidationFigures>,
 }
 
+/// The loss on pairs of held-out subjects after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ValidationFigures {
+    /// 0 is before training.
+    pub step: u64,
+    /// Mean squared error of the velocity, at fixed times with fixed noise.
+    pub loss: f64,
+    pub pairs: u32,
+}
+
 impl ScoreFigures {
     /// None without draws.
     pub fn of(
@@ -162,10 +171,15 @@ impl ScoreFigures {
         scores.iter().filter_map(of).collect()
     }
 
+    /// "38.8", percent.
+    fn cell(&self) -> String {
+        format!("{:.1}", 100.0 * self.right)
+    }
+
     /// "38.8 ± 4.4", percent.
-    pub fn cell(&self) -> String {
+    fn cell_with_error(&self) -> String {
         let error = self.standard_error.map_or_else(String::new, |error| format!(" ± {:.1}", 100.0 * error));
-        format!("{:.1}{error}", 100.0 * self.right)
+        format!("{}{error}", self.cell())
     }
 }
 
@@ -239,19 +253,19 @@ impl Figures {
 
     /// Of each model the measures that are read together, percent; then what was not drawn, and chance.
     pub fn score_table(&self) -> Table {
-        self.table_of(&Measure::WHOLE)
+        self.table_of(&Measure::WHOLE, ScoreFigures::cell_with_error)
     }
 
-    /// Of each model the parts of them, percent.
+    /// Of each model the parts of them, percent; so many that their errors, about those of the whole, find no room.
     pub fn part_table(&self) -> Table {
-        self.table_of(&Measure::PARTS)
+        self.table_of(&Measure::PARTS, ScoreFigures::cell)
     }
 
-    fn table_of(&self, measures: &[Measure]) -> Table {
+    fn table_of(&self, measures: &[Measure], cell: fn(&ScoreFigures) -> String) -> Table {
         let headings = [""].into_iter().chain(measures.iter().map(|measure| measure.word()));
         let rows = self.models().into_iter().map(|model| {
             let cells = measures.iter().map(|measure| self.find(model, *measure));
-            let cells = cells.map(|score| score.map_or_else(String::new, ScoreFigures::cell));
+            let cells = cells.map(|score| score.map_or_else(String::new, cell));
             std::iter::once(model.to_owned()).chain(cells).collect::<Vec<_>>()
         });
         let filled = |row: &Vec<String>| row.iter().skip(1).any(|cell| !cell.is_empty());

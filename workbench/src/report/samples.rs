@@ -6,8 +6,8 @@ use crescendo_core::object_keys;
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::read_shard;
 use image::RgbImage;
-use serde::Serialize;
 
+use super::figures::ValidationFigures;
 use super::job::{Job, SamplingJson};
 use super::objects::Objects;
 use super::pictures::{PictureBlock, PictureRow};
@@ -16,16 +16,6 @@ use super::pictures::{PictureBlock, PictureRow};
 const MOST_STEPS: usize = 6;
 /// Subjects that are shown.
 const MOST_SUBJECTS: usize = 12;
-
-/// The loss on pairs of held-out subjects after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct ValidationFigures {
-    /// 0 is before training.
-    pub step: u64,
-    /// Mean squared error of the velocity, at fixed times with fixed noise.
-    pub loss: f64,
-    pub pairs: u32,
-}
 
 /// Of a stage, in the order of its steps.
 pub fn validation(job: &Job, stage: &str) -> Vec<ValidationFigures> {

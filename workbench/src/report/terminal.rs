@@ -77,7 +77,9 @@ mod tests {
         let mut figures = figures();
         let words = "a sentence that is much longer than a terminal is wide and has to be continued below";
         figures.notes = vec![words.to_owned()];
-        figures.scores[0].model = "stage-1, each of three subjects".into();
+        for score in &mut figures.scores {
+            score.model = "stage-1, each of three subjects".into();
+        }
         let text = render(&figures);
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");

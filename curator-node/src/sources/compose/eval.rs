@@ -132,17 +132,8 @@ impl Composer {
                 .collect();
             let entries: Vec<usize> = subjects.iter().map(|n| shown[*n]).collect();
             let target = self.compose(&entries, &mut SeededRng::new("eval target", &[seed, case as u64]))?;
-            let mut references = Vec::with_capacity(entries.len());
-            let mut reference_placements = Vec::with_capacity(entries.len());
-            for (n, entry) in entries.iter().enumerate() {
-                let mut draw = SeededRng::new("eval reference", &[seed, case as u64, n as u64]);
-                let mut reference = self.compose(&[*entry], &mut draw)?;
-                while reference.scene.words() == target.scene.words() {
-                    reference = self.compose(&[*entry], &mut draw)?;
-                }
-                references.push(reference.picture);
-                reference_placements.extend(reference.placements);
-            }
+            let (references, reference_placements) =
+                self.eval_references(&entries, &target.scene, &[seed, case as u64])?;
             let key = [seed, case as u64];
             let asked = Asked {
                 other_scenes: self.other_scenes(&target.scene, choices.saturating_sub(1), &key),
@@ -161,6 +152,27 @@ impl Composer {
             });
         }
         Ok(EvalSet { gallery, cases })
+    }
+
+    /// A panel of each of `entries` in a scene with other words than `than`, and where it shows its subject.
+    fn eval_references(
+        &self,
+        entries: &[usize],
+        than: &Scene,
+        key: &[u64; 2],
+    ) -> Result<(Vec<RgbImage>, Vec<Placement>), ComposeError> {
+        let mut references = Vec::with_capacity(entries.len());
+        let mut placements = Vec::with_capacity(entries.len());
+        for (n, entry) in entries.iter().enumerate() {
+            let mut draw = SeededRng::new("eval reference", &[key[0], key[1], n as u64]);
+            let mut reference = self.compose(&[*entry], &mut draw)?;
+            while reference.scene.words() == than.words() {
+                reference = self.compose(&[*entry], &mut draw)?;
+            }
+            references.push(reference.picture);
+            placements.extend(reference.placements);
+        }
+        Ok((references, placements))
     }
 
     /// `count` scenes that look otherwise than `scene` and than each other; fewer where there are no more.
