@@ -47,7 +47,7 @@ use self::job::{Job, Left, StageJson};
 use self::machine::Machine;
 use self::objects::Objects;
 use self::page::Page;
-use self::pictures::Drawn;
+use self::pictures::{Drawn, PictureBlock};
 use self::rejected::Rejected;
 use self::samples::Samples;
 use self::words::counted;
@@ -126,18 +126,9 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         shown = Shows::of(&places, &left, draws, !args.without_base, settings, &mut notes);
     }
 
-    let samples: Vec<Samples> = job
-        .stages
-        .iter()
-        .filter_map(|stage| Samples::of_stage(&job, &objects, &stage.name, &mut notes))
-        .collect();
+    let samples = Samples::of_job(&job, &objects, &mut notes);
     let mut blocks = pictures::arranged(&shown.blocks, &shown.contenders, &shown.drawn);
-    let mut written = Vec::new();
-    if let Some(grid) = pictures::grid(&blocks) {
-        let path = args.out.join("grid.png");
-        grid.save(&path).with_context(|| format!("write {}", path.display()))?;
-        written.push(path);
-    }
+    let mut written = save_grid(&blocks, &args.out)?;
     blocks.extend(samples.iter().filter_map(Samples::block));
     let trained = copy_trained(&left, &args.out)?;
     let was_drawn = shown.drawn.iter().any(Option::is_some);
@@ -178,6 +169,14 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         println!("{}", path.display());
     }
     Ok(())
+}
+
+/// The picture of all rows; the file that it made, if there are any.
+fn save_grid(blocks: &[PictureBlock<'_>], out: &Path) -> Result<Vec<PathBuf>> {
+    let Some(grid) = pictures::grid(blocks) else { return Ok(Vec::new()) };
+    let path = out.join("grid.png");
+    grid.save(&path).with_context(|| format!("write {}", path.display()))?;
+    Ok(vec![path])
 }
 
 /// What was drawn, and how it scored.

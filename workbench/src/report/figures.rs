@@ -333,7 +333,7 @@ impl Figures {
             "pairs",
             "rejected",
             "loss",
-            "validation",
+            "held-out",
             "s/step",
         ];
         let some = |count: u64| if count == 0 { String::new() } else { count.to_string() };

@@ -125,12 +125,11 @@ fn push_scores(html: &mut String, figures: &Figures) {
         );
     }
     html.push_str("</p>");
-    for (measures, table) in
-        [(&Measure::WHOLE[..], figures.score_table()), (&Measure::PARTS[..], figures.part_table())]
-    {
-        if !table.rows.is_empty() {
-            push_score_table(html, figures, measures, &table);
-        }
+    push_score_table(html, figures, &Measure::WHOLE, &figures.score_table());
+    let parts = figures.part_table();
+    if !parts.rows.is_empty() {
+        html.push_str("<h3>By parts</h3>");
+        push_score_table(html, figures, &Measure::PARTS, &parts);
     }
 }
 

@@ -53,6 +53,11 @@ struct Subject {
 }
 
 impl Samples {
+    /// Those of all stages that have some.
+    pub fn of_job(job: &Job, objects: &Objects, missing: &mut Vec<String>) -> Vec<Self> {
+        job.stages.iter().filter_map(|stage| Self::of_stage(job, objects, &stage.name, missing)).collect()
+    }
+
     /// Those of a stage; none of a job without, and a sentence for each step whose pictures cannot be read.
     pub fn of_stage(job: &Job, objects: &Objects, stage: &str, missing: &mut Vec<String>) -> Option<Self> {
         let mut with_pictures: Vec<(u64, &str)> = of_stage(job, stage)
