@@ -251,10 +251,11 @@ test("a restart of the controller is lived through", async () => {
   await page.getByText("Live", { exact: true }).waitFor();
   await page.getByRole("link", { name: first }).waitFor();
   await page.goto(`${cluster.url}/#/jobs/${first}`);
-  // The new controller has heard of few steps: those before come from the checkpoint.
+  // The new controller has heard of few steps, after some hundred: those before come from the checkpoint. A point of a long curve
+  // stands for several steps.
   const loss = page.getByRole("figure").filter({ hasText: "Loss" });
   await loss.getByText("Table").click();
-  await eventually("the curve is whole", async () => (await loss.locator("tbody tr").count()) > 3 && (await number(loss.locator("tbody tr").first().locator("th"))) === 1);
+  await eventually("the curve is whole", async () => (await loss.locator("tbody tr").count()) > 3 && (await number(loss.locator("tbody tr").first().locator("th"))) <= 20);
   // Calls that were refused meanwhile are in the console, and are no mistake.
   const since = me.trouble.splice(trouble);
   assert.deepEqual(since.filter((line) => !/ERR_CONNECTION|ERR_INCOMPLETE|ERR_EMPTY/.test(line)), []);
