@@ -333,7 +333,7 @@ impl Figures {
             "pairs",
             "rejected",
             "loss",
-            "held-out",
+            "val.",
             "s/step",
         ];
         let some = |count: u64| if count == 0 { String::new() } else { count.to_string() };
@@ -355,7 +355,7 @@ impl Figures {
                 some(stage.pairs_accepted),
                 some(rejected),
                 stage.loss_at_the_end.map_or_else(String::new, |loss| format!("{loss:.4}")),
-                stage.validation.last().map_or_else(String::new, |last| format!("{:.4}", last.loss)),
+                stage.validation.last().map_or_else(String::new, |last| format!("{:.3}", last.loss)),
                 stage.median_step_seconds.map_or_else(String::new, |seconds| format!("{seconds:.2}")),
             ]
         };

@@ -407,7 +407,7 @@ mod tests {
             "<td>stages[0].train.steps</td><td>500</td><td>1000</td>",
             "(1.8 %)",
             "loss on pairs that training never saw",
-            "<td>0.6250</td>",
+            "<td>0.625</td>",
             "<figcaption>reference</figcaption>",
             "<figcaption>target</figcaption>",
             "<figcaption>&lt;b&gt;</figcaption>",
