@@ -1,14 +1,15 @@
 //! What was drawn with a checkpoint, and the loss on pairs that training never sees, for TensorBoard.
 
-use super::PUT_DEADLINE;
 use crescendo_core::object_keys;
 use crescendo_node::tfevents::{Event, Value, begin, push};
 use crescendo_proto::v1::{DrawSamples, ValidationLoss};
 use image::{ImageFormat, RgbImage, imageops};
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use std::io::Cursor;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Limit of writing the file: the samples are registered after it, and do not depend on it.
+const PUT_DEADLINE: Duration = Duration::from_secs(20);
 /// Longest side of a picture in a strip, pixels: TensorBoard keeps all steps in memory.
 const MOST_PIXELS: u32 = 256;
 /// Longest name of a strip, characters.
